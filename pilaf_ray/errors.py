@@ -1,0 +1,55 @@
+"""Errors that users and other processes see.
+
+    PilafError
+    ├── ConfigError(ValueError)          a setting is wrong; the message says how to mend it
+    ├── PromptError(ValueError)          a prompt source is empty, unreadable or too long
+    ├── ModelError(ValueError)           a model folder is missing or does not fit the others
+    ├── OracleError(RuntimeError)        a preference oracle raised or answered nonsense
+    ├── LedgerError(RuntimeError)        an arrow of a pair's life was taken from the wrong state
+    ├── RunFolderError(RuntimeError)     the run folder is in use, missing or foreign
+    ├── CheckpointError(RuntimeError)    a checkpoint cannot be written or fails verification
+    ├── WeightSyncError(RuntimeError)    new weights did not arrive, or are not what was sent
+    └── NonFiniteLossError(ArithmeticError)  the loss is NaN or infinite; the batch was saved
+
+Each takes one message and nothing else, so that it pickles across processes.
+"""
+
+
+class PilafError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(PilafError, ValueError):
+    """A configuration value, or a combination of values, is wrong."""
+
+
+class PromptError(PilafError, ValueError):
+    """A prompt source is empty, unreadable, or holds prompts that do not fit."""
+
+
+class ModelError(PilafError, ValueError):
+    """A model cannot be found, or does not fit the other models of the run."""
+
+
+class OracleError(PilafError, RuntimeError):
+    """A preference oracle raised, or returned something that is not a preference."""
+
+
+class LedgerError(PilafError, RuntimeError):
+    """A pair was asked to move along an arrow that its state does not have."""
+
+
+class RunFolderError(PilafError, RuntimeError):
+    """The run folder is in use by another run, missing, or not a run folder."""
+
+
+class CheckpointError(PilafError, RuntimeError):
+    """A checkpoint could not be written, or does not verify."""
+
+
+class WeightSyncError(PilafError, RuntimeError):
+    """New policy weights did not reach a generator intact and in time."""
+
+
+class NonFiniteLossError(PilafError, ArithmeticError):
+    """The loss became NaN or infinite; the offending batch was saved first."""

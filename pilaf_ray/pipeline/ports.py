@@ -1,0 +1,121 @@
+"""What the controller may ask of each role.
+
+The controller knows these protocols only. ``pilaf_ray/actors/handles.py`` turns
+Ray actor handles into them; tests implement them by hand. Every call is
+awaitable and may fail with a :class:`~pilaf_ray.errors.PilafError`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pilaf_ray.types import (
+    GenerationRequest,
+    LabeledPair,
+    PairPlan,
+    PairState,
+    PreferenceLabel,
+    ReferenceLogprobs,
+    ResponsePair,
+    RoleUsage,
+    SampledResponse,
+    StepResult,
+)
+
+
+class GeneratorPort(Protocol):
+    """All generator replicas behind one face; the adapter spreads the requests."""
+
+    async def generate(self, request: GenerationRequest) -> SampledResponse:
+        """Sample one response; returns as soon as *this* response is finished."""
+        ...
+
+    async def usage(self) -> list[RoleUsage]:
+        """Busy time and memory of each replica."""
+        ...
+
+
+class ReferencePort(Protocol):
+    """Log-probabilities under the fixed reference model."""
+
+    async def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
+        """Sequence log-probabilities of both sides of each pair, in order."""
+        ...
+
+    async def usage(self) -> list[RoleUsage]:
+        """Busy time and memory of each replica."""
+        ...
+
+
+class OraclePort(Protocol):
+    """Who prefers what."""
+
+    async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+        """One label a pair, in order."""
+        ...
+
+    async def usage(self) -> list[RoleUsage]:
+        """Busy time and memory of each replica."""
+        ...
+
+
+class LearnerPort(Protocol):
+    """The policy learner: one group of ranks that steps together."""
+
+    async def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
+        """Take optimiser step ``step`` (from 1) on ``batch``; raises NonFiniteLossError."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write model, optimizer, scheduler and RNG states into an existing empty folder."""
+        ...
+
+    async def load(self, folder: Path) -> None:
+        """Restore exactly what :meth:`save` wrote."""
+        ...
+
+    async def usage(self) -> list[RoleUsage]:
+        """Busy time and memory of each rank."""
+        ...
+
+
+class WeightSyncPort(Protocol):
+    """Moves the learner's weights to every generator, in the order push, pull, release."""
+
+    async def sync(self, version: int) -> None:
+        """On return every generator samples with ``version``; raises WeightSyncError."""
+        ...
+
+
+class StorePort(Protocol):
+    """The durable ledger; every method is one transaction, and repeats are harmless."""
+
+    async def add_plans(self, plans: Sequence[PairPlan]) -> None:
+        """Record new pairs as PLANNED."""
+        ...
+
+    async def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
+        """PLANNED → SAMPLED."""
+        ...
+
+    async def add_labels(
+        self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]
+    ) -> None:
+        """SAMPLED → LABELED, or → ABSTAINED where the oracle declined."""
+        ...
+
+    async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
+        """LABELED → TRAINED(step)."""
+        ...
+
+    async def roll_back(self, step: int) -> int:
+        """TRAINED after ``step`` → LABELED; returns how many pairs that were."""
+        ...
+
+    async def counts(self) -> dict[PairState, int]:
+        """Number of pairs in each state."""
+        ...
+
+    async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
+        """PLANNED, SAMPLED and LABELED pairs in order of plan index, for a resumed run."""
+        ...

@@ -1,0 +1,206 @@
+"""The messages that cross a process border, and the words for them.
+
+Every message is a frozen, keyword-only dataclass of plain Python data, so it
+pickles, compares and prints. Tensors exist only after collation.
+
+Token convention, stated once: ``token_ids`` of a response hold the generated
+tokens only (no prompt, end-of-sequence included when the model produced it) and
+are *not* shifted; ``logprobs[t]`` is the log-probability of ``token_ids[t]``
+given the prompt and ``token_ids[:t]``. Log-probabilities are natural logarithms.
+
+A pair has two sides, ``a`` and ``b``, fixed when it is planned. Which side is
+*chosen* is known only once it is labelled.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class PairState(StrEnum):
+    """Where a pair is in its life; see ``store/ledger.py`` for the arrows."""
+
+    PLANNED = "planned"
+    SAMPLED = "sampled"
+    LABELED = "labeled"
+    TRAINED = "trained"
+    ABSTAINED = "abstained"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+
+
+class FinishReason(StrEnum):
+    """Why a response ended: the model stopped, or the length limit was reached."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A prompt, rendered with the chat template and tokenised.
+
+    Example: ``Prompt(prompt_id="p-17", text="Name a film.", token_ids=(1, 42, 7))``
+    """
+
+    prompt_id: str
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairPlan:
+    """Everything that is random about one pair, drawn before any model runs.
+
+    The fields are a function of (run seed, epoch, prompt id, draw) only, so the
+    pair can be redone anywhere and comes out the same under the same weights.
+
+    Example: ``plan_pair(sampler, prompt, seed=0, epoch=0, draw=0, index=0)``
+    """
+
+    pair_id: str
+    index: int
+    """Position in the run's order of plans, from 0."""
+    prompt: Prompt
+    branch: str
+    """Name of the drawn branch, e.g. ``on_policy`` or ``interpolated``."""
+    coefficient_a: float
+    """Mixing coefficient c of side a: logits (1 + c)·policy − c·reference."""
+    coefficient_b: float
+    seed_a: int
+    seed_b: int
+    present_b_first: bool
+    """Whether the oracle is shown b before a, so that position cannot leak the branch."""
+    label_seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationRequest:
+    """One response to sample.
+
+    Example: ``GenerationRequest(request_id="x:a", prompt_token_ids=(1, 2), coefficient=0.1, seed=3)``
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    coefficient: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionSpan:
+    """Tokens ``start`` to ``end`` (exclusive) were sampled under policy ``version``."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledResponse:
+    """A finished response and where it came from.
+
+    Example: ``SampledResponse(token_ids=(5, 2), text="hi", coefficient=0.0,
+    logprobs=(-0.3, -0.1), versions=(VersionSpan(version=0, start=0, end=2),),
+    finish_reason=FinishReason.STOP)``
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    coefficient: float
+    logprobs: tuple[float, ...]
+    """Behaviour log-probability of each token under the *mixed* distribution."""
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+
+    @property
+    def min_policy_version(self) -> int:
+        """The oldest policy version that sampled a token of this response."""
+        return min(span.version for span in self.versions)
+
+    @property
+    def max_policy_version(self) -> int:
+        """The newest policy version that sampled a token of this response."""
+        return max(span.version for span in self.versions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponsePair:
+    """A planned pair with both responses sampled."""
+
+    plan: PairPlan
+    a: SampledResponse
+    b: SampledResponse
+
+    @property
+    def min_policy_version(self) -> int:
+        """The oldest policy version in the pair; a pair's age is counted from it."""
+        return min(self.a.min_policy_version, self.b.min_policy_version)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceLabel:
+    """What an oracle said of a pair.
+
+    Example: ``PreferenceLabel(pair_id="x", probability=1.0, source="function")``
+    """
+
+    pair_id: str
+    probability: float | None
+    """P(a ≻ b) in [0, 1]; ½ is a tie; None is an abstention."""
+    source: str
+    reward_a: float | None = None
+    """Oracle's score of a, where it has one (log-odds scale); for monitoring only."""
+    reward_b: float | None = None
+    reason: str | None = None
+    """Why the oracle abstained, in one line."""
+
+    @property
+    def is_abstention(self) -> bool:
+        """Whether the oracle declined to answer."""
+        return self.probability is None
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether both sides were judged equal."""
+        return self.probability == 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceLogprobs:
+    """log π_ref(y | x) of both sides, summed over response tokens."""
+
+    pair_id: str
+    a: float
+    b: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabeledPair:
+    """A pair ready for the policy learner."""
+
+    pair: ResponsePair
+    label: PreferenceLabel
+    reference: ReferenceLogprobs
+
+    @property
+    def pair_id(self) -> str:
+        """Identity of the underlying plan."""
+        return self.pair.plan.pair_id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one optimiser step reports; ``metrics`` are plain means over the batch."""
+
+    step: int
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoleUsage:
+    """Busy seconds and peak resident memory (MiB) of one replica of a role."""
+
+    role: str
+    busy_seconds: float
+    peak_memory_mib: float
