@@ -1,0 +1,427 @@
+"""Samples responses from the interpolation of policy and reference, with vLLM."""
+
+import asyncio
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS, register
+from pilaf_ray.engines.weight_publishers import WeightUpdate
+from pilaf_ray.errors import ConfigError, ModelError, PilafError, PromptError, WeightSyncError
+from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.types import FinishReason, GenerationRequest, RoleUsage, SampledResponse, VersionSpan
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+PLUGIN_NAME = "pilaf_ray"
+FETCH_SHARE = 0.8
+"""Part of an update's deadline that the fetch may take, so that it fails before the whole."""
+FREE_CONFIG_KEYS = frozenset(
+    {"_name_or_path", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id"}
+    | {"torch_dtype", "transformers_version", "use_cache"}
+)
+
+
+class Generator:
+    """One vLLM engine that serves policy and reference together.
+
+    Example: ``generator = Generator(policy_path="policy", reference_path="ref",
+    dtype="float32", max_model_len=512, max_new_tokens=64); await generator.start()``
+
+    Args:
+        policy_path: folder of the policy at start, in Hugging Face form.
+        reference_path: folder of the fixed reference; same architecture and sizes.
+        dtype: of weights and caches, e.g. ``"bfloat16"``; logits are mixed in fp32.
+        max_model_len: prompt and response together, in tokens.
+        max_new_tokens: response length limit, in tokens.
+        temperature: of the mixed distribution; 0 is greedy.
+        top_p: below 1, behaviour log-probabilities are those of the truncated distribution.
+        max_num_seqs: requests decoded together.
+        max_num_batched_tokens: tokens of one forward pass; longer prompts are chunked.
+        kv_cache_gib: memory of both models' KV caches together.
+        cpu_threads: OpenMP threads of the engine on CPU.
+        tensor_parallel_size: workers that share each of the two models.
+        seed: of the engine; responses depend on their own seeds only.
+        enforce_eager: no compilation; starts faster, decodes slower on GPUs.
+        initial_version: version number of the weights in ``policy_path``.
+        weight_transport: ``"filesystem"`` or ``"gloo"``.
+        enable_prefix_caching: reuse the KV of shared prompt beginnings.
+
+    Raises:
+        ConfigError: a limit or the transport is wrong.
+        ModelError: a folder is no model, or the two models do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy_path: str,
+        reference_path: str,
+        dtype: str,
+        max_model_len: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_num_seqs: int = 32,
+        max_num_batched_tokens: int = 2048,
+        kv_cache_gib: float = 1.0,
+        cpu_threads: int = 1,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+        enforce_eager: bool = True,
+        initial_version: int = 0,
+        weight_transport: str = "filesystem",
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        if weight_transport not in TRANSPORTS:
+            raise ConfigError(f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}")
+        self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
+        if not 0 < max_new_tokens < max_model_len:
+            raise ConfigError(
+                f"max_model_len={max_model_len} leaves no room for a prompt beside "
+                f"max_new_tokens={max_new_tokens}: raise the first or lower the second"
+            )
+        self._reference_path = str(Path(reference_path).resolve())
+        self._engine_arguments: dict[str, Any] = {
+            "model": str(policy_path),
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
+            "tensor_parallel_size": tensor_parallel_size,
+            "seed": seed,
+            "enforce_eager": enforce_eager,
+            "enable_prefix_caching": enable_prefix_caching,
+        }
+        self._max_model_len = max_model_len
+        self._max_new_tokens = max_new_tokens
+        self._temperature = temperature
+        self._top_p = top_p
+        self._cpu_threads = cpu_threads
+        self._version = initial_version
+        self._transport = weight_transport
+        self._engine: AsyncLLM | None = None
+        self._updating = asyncio.Lock()
+        self._meter = BusyMeter()
+        self._score_ids = count()
+        self._peak_memory_mib = 0.0
+
+    @property
+    def version(self) -> int:
+        """Version of the policy weights now served."""
+        return self._version
+
+    async def start(self) -> None:
+        """Load both models and start the engine's processes (seconds to minutes).
+
+        Raises:
+            ConfigError: this package is not installed, so vLLM cannot find the plug-in.
+        """
+        _check_plugin()
+        os.environ.update(
+            VLLM_CPU_OMP_THREADS_BIND="nobind",
+            OMP_NUM_THREADS=str(self._cpu_threads),
+            # The processors are written for Model Runner V1.
+            VLLM_USE_V2_MODEL_RUNNER="0",
+            VLLM_NO_USAGE_STATS="1",
+        )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # It would override kv_cache_memory_bytes, and takes whole GiB only.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        register()
+        self._engine = AsyncLLM.from_engine_args(self._engine_args())
+        await self._engine.update_weight_version(_label(self._version))
+        logger.info("serving policy version %d (%s)", self._version, self._architecture)
+
+    def _engine_args(self) -> "AsyncEngineArgs":
+        from vllm.config.weight_transfer import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
+
+        return AsyncEngineArgs(
+            **self._engine_arguments,
+            hf_overrides={
+                "architectures": [ARCHITECTURE],
+                ARCHITECTURE_KEY: self._architecture,
+                REFERENCE_KEY: self._reference_path,
+            },
+            logits_processors=["pilaf_ray.engines.mixing_processor:MixingProcessor"],
+            logprobs_mode="processed_logprobs",
+            # Also selects exponential noise from the request's generator on every
+            # platform, which can be replayed; see generate().
+            use_fp64_gumbel=True,
+            weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[self._transport]),
+            # Not the sampling defaults that a model folder may carry.
+            generation_config="vllm",
+            disable_log_stats=True,
+        )
+
+    async def generate(self, request: GenerationRequest) -> SampledResponse:
+        """Sample one response; returns as soon as it is finished.
+
+        Sampling can be replayed outside vLLM. With ``g = torch.Generator(device)
+        .manual_seed(request.seed)``, each token draws ``q = torch.empty(V,
+        dtype=torch.float64).exponential_(generator=g)`` once and is
+        ``argmax(softmax(logits / temperature) * (1 / q))``, the softmax in fp32, the
+        product in fp64, V the vocabulary size and ``logits`` the mixed ones.
+
+        Raises:
+            PromptError: the prompt leaves no room for a token.
+        """
+        room = self._max_model_len - len(request.prompt_token_ids)
+        if room < 1 or not request.prompt_token_ids:
+            raise PromptError(
+                f"request {request.request_id}: a prompt of {len(request.prompt_token_ids)} tokens does not fit "
+                f"max_model_len={self._max_model_len}; it needs 1 to {self._max_model_len - 1}"
+            )
+        params = self._sampling_params(
+            coefficient=request.coefficient,
+            temperature=self._temperature,
+            top_p=self._top_p,
+            seed=request.seed,
+            max_tokens=min(self._max_new_tokens, room),
+            logprobs=0,
+        )
+        with self._meter.call():
+            output = await self._run(request.prompt_token_ids, params, request.request_id)
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise PilafError(f"request {request.request_id} ended early: {completion.finish_reason}")
+        tokens = tuple(completion.token_ids)
+        spans = completion.weight_versions or []
+        return SampledResponse(
+            token_ids=tokens,
+            text=completion.text,
+            coefficient=request.coefficient,
+            logprobs=tuple(p[t].logprob for p, t in zip(completion.logprobs or [], tokens, strict=True)),
+            versions=tuple(VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in spans),
+            finish_reason=FinishReason(completion.finish_reason),
+        )
+
+    async def score(
+        self,
+        prompt_token_ids: Sequence[int],
+        response_token_ids: Sequence[int],
+        coefficient: float = 0.0,
+    ) -> list[float]:
+        """Log-probability of each response token under the weights now served, temperature 1.
+
+        With ``coefficient`` 0 it is one request; a mixture needs one request a token.
+        """
+        prompt, response = list(prompt_token_ids), list(response_token_ids)
+        tokens = prompt + response
+        if not prompt or not response or len(tokens) > self._max_model_len:
+            raise PromptError(
+                f"cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: "
+                f"both must be non-empty and fit max_model_len={self._max_model_len}"
+            )
+        with self._meter.call():
+            if coefficient:
+                ends = range(len(prompt), len(tokens))
+                parts = [self._score_next(tokens[:end], tokens[end], coefficient) for end in ends]
+                return [(await part)[-1] for part in [asyncio.ensure_future(p) for p in parts]]
+            logprobs = await self._score_next(tokens[:-1], tokens[-1], 0.0, with_prompt=True)
+            return logprobs[-len(response) :]
+
+    async def _score_next(
+        self, prefix: list[int], token: int, coefficient: float, *, with_prompt: bool = False
+    ) -> list[float]:
+        """Log-probability of ``token`` after ``prefix``, behind those of ``prefix[1:]`` if asked."""
+        params = self._sampling_params(
+            coefficient=coefficient,
+            temperature=1.0,
+            max_tokens=1,
+            logprob_token_ids=[token],
+            prompt_logprobs=0 if with_prompt else None,
+        )
+        output = await self._run(tuple(prefix), params, f"score-{next(self._score_ids)}")
+        positions = (output.prompt_logprobs or [])[1:] if with_prompt else []
+        scores = [p[t].logprob for p, t in zip(positions, prefix[1:], strict=False) if p is not None]
+        sampled = output.outputs[0].logprobs
+        return [*scores, sampled[0][token].logprob] if sampled else scores
+
+    async def update_weights(self, update: WeightUpdate, *, deadline_seconds: float) -> None:
+        """Replace the policy's weights; running requests go on with the new ones.
+
+        Their caches are recomputed under the new weights. If the new weights do not
+        arrive intact, the old ones go on being served; after any later failure the
+        generator stays paused until an update succeeds.
+
+        Raises:
+            WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
+        """
+        if update.transport != self._transport:
+            raise WeightSyncError(
+                f"weights version {update.version} were published by {update.transport!r}, "
+                f"but this generator reads {self._transport!r}: use one weight_transport"
+            )
+        async with self._updating:
+            progress = _Progress()
+            try:
+                async with asyncio.timeout(deadline_seconds):
+                    await self._replace_weights(update, progress, deadline_seconds * FETCH_SHARE)
+            except TimeoutError as error:
+                raise self._sync_error(update, progress, f"no end after {deadline_seconds:g} s") from error
+            except WeightSyncError:
+                raise
+            # vLLM reports a worker's exception as a bare Exception.
+            except Exception as error:
+                if progress.phase == "receive":
+                    await self._live_engine.resume_generation()
+                raise self._sync_error(update, progress, str(error)) from error
+
+    async def _replace_weights(
+        self, update: WeightUpdate, progress: "_Progress", fetch_seconds: float
+    ) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        engine = self._live_engine
+        await engine.pause_generation(mode="keep", clear_cache=True)
+        progress.phase = "receive"
+        await engine.start_weight_update()
+        ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
+        await engine.update_weights(WeightTransferUpdateRequest(update_info=ticket))
+        progress.phase = "load"
+        await engine.finish_weight_update(weight_version=_label(update.version))
+        progress.phase = "reset cache"
+        if not await engine.reset_prefix_cache(reset_running_requests=True):
+            raise self._sync_error(update, progress, "the engine refused to drop its prefix cache")
+        progress.phase = "resume"
+        self._version = update.version
+        await engine.resume_generation()
+
+    def _sync_error(self, update: WeightUpdate, progress: "_Progress", reason: str) -> WeightSyncError:
+        return WeightSyncError(
+            f"generator (pid {os.getpid()}) at version {self._version}: update to version {update.version} "
+            f"failed in phase {progress.phase!r}: {reason}"
+        )
+
+    def usage(self) -> RoleUsage:
+        """Seconds with at least one request running; peak memory of all its processes (MiB)."""
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        children = sum(_peak_mib(child.pid) for child in psutil.Process().children(recursive=True))
+        self._peak_memory_mib = max(self._peak_memory_mib, own + children)
+        return RoleUsage(
+            role="generator", busy_seconds=self._meter.busy_seconds, peak_memory_mib=self._peak_memory_mib
+        )
+
+    async def stop(self) -> None:
+        """End the engine's processes; requests under way fail. Harmless when repeated."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    @property
+    def _live_engine(self) -> "AsyncLLM":
+        if self._engine is None:
+            raise PilafError("the generator is not running: await start() first")
+        return self._engine
+
+    def _sampling_params(self, *, coefficient: float, **options: Any) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY
+
+        if not math.isfinite(coefficient):
+            raise ConfigError(f"a mixing coefficient must be finite, not {coefficient}")
+        return SamplingParams(
+            extra_args={COEFFICIENT_KEY: float(coefficient)},
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **options,
+        )
+
+    async def _run(
+        self, prompt_token_ids: tuple[int, ...], params: "SamplingParams", request_id: str
+    ) -> "RequestOutput":
+        """The final output of one request."""
+        final: RequestOutput | None = None
+        prompt: Any = {"prompt_token_ids": list(prompt_token_ids)}
+        async for output in self._live_engine.generate(prompt, params, request_id):
+            final = output
+        if final is None:
+            raise PilafError(f"request {request_id} ended without an output")
+        return final
+
+
+class _Progress:
+    """Which phase an update has reached."""
+
+    phase = "pause"
+
+
+def check_models(policy_path: str, reference_path: str, *, max_model_len: int) -> str:
+    """The architecture that both folders share.
+
+    Raises:
+        ModelError: a folder is no model, or the two differ in architecture or size.
+        ConfigError: ``max_model_len`` exceeds what the model was built for.
+    """
+    policy, reference = _read_config(policy_path), _read_config(reference_path)
+    keys = (policy.keys() | reference.keys()) - FREE_CONFIG_KEYS
+    different = sorted(key for key in keys if policy.get(key) != reference.get(key))
+    if different:
+        first = "vocab_size" if "vocab_size" in different else different[0]
+        raise ModelError(
+            f"policy {policy_path} and reference {reference_path} must be the same kind of model, but differ in "
+            f"{', '.join(different)} (e.g. {first}: {policy.get(first)} and {reference.get(first)})"
+        )
+    limit = policy.get("max_position_embeddings", policy.get("n_positions", max_model_len))
+    if max_model_len > limit:
+        raise ConfigError(f"max_model_len={max_model_len} exceeds the {limit} positions of {policy_path}")
+    architectures = policy.get("architectures") or []
+    if len(architectures) != 1:
+        raise ModelError(f"config.json in {policy_path} must name one architecture, not {architectures}")
+    return str(architectures[0])
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} is not a model folder: cannot read config.json ({error})") from error
+    return config
+
+
+def _check_plugin() -> None:
+    """vLLM's processes find the model class by the entry point of the installed package."""
+    plugins = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if PLUGIN_NAME not in plugins.names:
+        raise ConfigError("vLLM cannot find this package's plug-in: install the package (pip install -e .)")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
+        raise ConfigError(f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it")
+
+
+def _label(version: int) -> str:
+    """vLLM's name of a version; padded, so that names sort like versions."""
+    return f"{version:08d}"
+
+
+def _peak_mib(pid: int) -> float:
+    """Peak resident memory of a process; 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return next((float(line.split()[1]) / 1024 for line in lines), 0.0)

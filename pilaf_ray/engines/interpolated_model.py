@@ -1,0 +1,91 @@
+"""Policy and reference as one vLLM model, so that one engine decodes from their mixture.
+
+Two instances of the same architecture live under the prefixes ``policy`` and
+``reference``. Both see the same tokens and positions; their attention layers have
+separate KV caches in the same block tables, so continuous batching, chunked
+prefill and prefix caching need no change. The wrapper works for any text decoder
+that vLLM serves: the architecture it replaces travels in the model's config.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.utils import init_vllm_registered_model
+
+from pilaf_ray.engines.mixing_processor import ReferenceLogits
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+POLICY, REFERENCE = "policy", "reference"
+ARCHITECTURE_KEY = "pilaf_architecture"
+REFERENCE_KEY = "pilaf_reference_path"
+
+
+class InterpolatedForCausalLM(nn.Module):
+    """Chosen by ``hf_overrides`` in :class:`pilaf_ray.engines.generator.Generator`."""
+
+    def __init__(self, *, vllm_config: "VllmConfig", prefix: str = "") -> None:
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        architectures = [getattr(config, ARCHITECTURE_KEY)]
+        self.policy = init_vllm_registered_model(vllm_config, prefix=POLICY, architectures=architectures)
+        self.reference = init_vllm_registered_model(
+            vllm_config, prefix=REFERENCE, architectures=architectures
+        )
+        self.policy_parameters: frozenset[str] = frozenset()
+        self.secondary_weights = [
+            DefaultModelLoader.Source(
+                model_or_path=getattr(config, REFERENCE_KEY), revision=None, prefix=f"{REFERENCE}."
+            )
+        ]
+        self._shelf = ReferenceLogits.of(vllm_config)
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Refused: the two halves embed differently, so tokens must reach :meth:`forward`."""
+        raise NotImplementedError("an interpolated model takes token ids, not embeddings")
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """Hidden states (tokens, 2·hidden): the policy's, then the reference's."""
+        if intermediate_tensors is not None or inputs_embeds is not None:
+            raise NotImplementedError("an interpolated model has no pipeline stages and takes token ids")
+        halves = (self.policy(input_ids, positions), self.reference(input_ids, positions))
+        return torch.cat(halves, dim=-1)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """The policy's logits, (rows, vocab); the reference's go to the shelf for mixing."""
+        policy_states, reference_states = hidden_states.chunk(2, dim=-1)
+        reference = self.reference.compute_logits(reference_states.contiguous())
+        if reference is not None:
+            self._shelf.put(reference)
+        logits: torch.Tensor | None = self.policy.compute_logits(policy_states.contiguous())
+        return logits
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load both checkpoints; the loader yields the reference's names with its prefix."""
+        loaded: set[str] = set()
+        for is_reference, group in groupby(weights, key=lambda item: item[0].startswith(f"{REFERENCE}.")):
+            side = REFERENCE if is_reference else POLICY
+            names = getattr(self, side).load_weights(_without_prefix(group, is_reference=is_reference))
+            if not is_reference:
+                self.policy_parameters |= frozenset(names)
+            loaded.update(f"{side}.{name}" for name in names)
+        return loaded
+
+
+def _without_prefix(
+    weights: Iterable[tuple[str, torch.Tensor]], *, is_reference: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in weights:
+        yield (name.removeprefix(f"{REFERENCE}.") if is_reference else name), tensor

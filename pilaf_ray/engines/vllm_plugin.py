@@ -1,0 +1,27 @@
+"""Registers this package's model and weight transports with vLLM.
+
+vLLM calls :func:`register` in every one of its processes through the entry point
+group ``vllm.general_plugins``. Names are given as strings, so that nothing heavy is
+imported before vLLM itself wants it.
+"""
+
+ARCHITECTURE = "PilafInterpolatedForCausalLM"
+TRANSPORTS = {"filesystem": "pilaf_filesystem", "gloo": "pilaf_gloo"}
+"""Setting ``weight_transport`` → name of the engine in vLLM's registry."""
+
+
+def register() -> None:
+    """Make the interpolated model and the weight transports known; harmless when repeated."""
+    from vllm import ModelRegistry
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(
+            ARCHITECTURE, "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM"
+        )
+    classes = {"filesystem": "FilesystemTransferEngine", "gloo": "GlooTransferEngine"}
+    for transport, name in TRANSPORTS.items():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(
+                name, "pilaf_ray.engines.weight_transfer", classes[transport]
+            )

@@ -1,0 +1,302 @@
+"""The learner's side of a weight transfer: push a version, hand out a ticket for it.
+
+A publisher takes the policy's tensors one by one, under their Hugging Face names,
+and returns a :class:`WeightUpdate`: a small picklable ticket that says where the
+weights are and how to recognise them. Generators redeem it with
+``Generator.update_weights``; any number of them, at any time until the version is
+superseded, so a generator that restarts catches up by itself.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pilaf_ray.errors import ConfigError, WeightSyncError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroupGloo, TCPStore
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_PER_TENSOR = 256
+SHARD_BYTES = 2 * 2**30
+BUCKET_BYTES = 64 * 2**20
+KEPT_VERSIONS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightUpdate:
+    """A ticket for one published version of the policy's weights.
+
+    Example: ``WeightUpdate(version=3, transport="filesystem", location="/run/weights/v00000003",
+    num_tensors=20, num_bytes=500_000, sample_checksum="9f…")``
+    """
+
+    version: int
+    transport: str
+    location: str
+    """A folder (filesystem) or ``host:port`` (gloo)."""
+    num_tensors: int
+    num_bytes: int
+    sample_checksum: str
+    """SHA-256 over names, dtypes, shapes and up to 256 evenly spaced values of each tensor."""
+
+
+class WeightPublisher(Protocol):
+    """What the learner needs of a transport."""
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
+        """Make ``version`` available; returns once the tensors may change again."""
+        ...
+
+    def close(self) -> None:
+        """Free connections and memory; tickets handed out become worthless."""
+        ...
+
+
+def make_publisher(
+    *, transport: str, folder: Path | str | None = None, timeout_seconds: float = 120.0
+) -> WeightPublisher:
+    """The publisher of ``transport``: ``"filesystem"`` (needs ``folder``) or ``"gloo"``.
+
+    Raises:
+        ConfigError: the transport is unknown, or its folder is missing.
+    """
+    if transport == "filesystem":
+        if folder is None:
+            raise ConfigError("weight transport 'filesystem' needs a folder that every generator can read")
+        return FilesystemPublisher(folder)
+    if transport == "gloo":
+        return GlooPublisher(timeout_seconds=timeout_seconds)
+    raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem' or 'gloo'")
+
+
+class SampleChecksum:
+    """Running fingerprint of a stream of named tensors; order matters."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.num_tensors = 0
+        self.num_bytes = 0
+
+    def add(self, name: str, tensor: "Tensor") -> None:
+        """Take one CPU tensor of any shape and dtype into account."""
+        import torch
+
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES_PER_TENSOR)
+        samples = flat[::step].contiguous().view(torch.uint8).numpy()
+        self._hash.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        self._hash.update(samples.tobytes())
+        self.num_tensors += 1
+        self.num_bytes += tensor.numel() * tensor.element_size()
+
+    def ticket(self, *, version: int, transport: str, location: str) -> WeightUpdate:
+        """The ticket of everything added so far."""
+        return WeightUpdate(
+            version=version,
+            transport=transport,
+            location=location,
+            num_tensors=self.num_tensors,
+            num_bytes=self.num_bytes,
+            sample_checksum=self.hexdigest(),
+        )
+
+    def hexdigest(self) -> str:
+        """The fingerprint so far."""
+        return self._hash.hexdigest()
+
+
+class FilesystemPublisher:
+    """Writes safetensors shards into ``folder/v<version>``; keeps the last two versions.
+
+    A version appears all at once: shards are written and synced under a temporary
+    name, and the folder is renamed last.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = Path(folder)
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
+        """Write ``version``; an earlier attempt at the same version is replaced.
+
+        Raises:
+            WeightSyncError: the folder cannot be written.
+        """
+        final = self._folder / f"v{version:08d}"
+        temporary = self._folder / f"tmp.v{version:08d}"
+        checksum = SampleChecksum()
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            names = [_write_shard(temporary, i, s) for i, s in enumerate(_shards(named_tensors, checksum))]
+            (temporary / "shards.json").write_text(json.dumps(names))
+            _sync(temporary / "shards.json")
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            _sync(self._folder)
+        except OSError as error:
+            raise WeightSyncError(
+                f"cannot publish weights version {version} in {self._folder}: {error}; "
+                "check free space and that the folder is writable"
+            ) from error
+        self._drop_old()
+        return checksum.ticket(version=version, transport="filesystem", location=str(final))
+
+    def close(self) -> None:
+        """Nothing to free: the files stay for generators that join later."""
+
+    def _drop_old(self) -> None:
+        versions = sorted(p for p in self._folder.iterdir() if re.fullmatch(r"v\d{8,}", p.name))
+        for stale in versions[:-KEPT_VERSIONS]:
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _shards(
+    named_tensors: Iterable[tuple[str, "Tensor"]], checksum: SampleChecksum
+) -> Iterator[dict[str, "Tensor"]]:
+    """Group CPU copies into dictionaries of at most ``SHARD_BYTES`` (or one tensor)."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in named_tensors:
+        # A clone, because tied or gathered tensors may share or reuse their storage.
+        copy = tensor.detach().to("cpu", copy=True).contiguous()
+        checksum.add(name, copy)
+        nbytes = copy.numel() * copy.element_size()
+        if shard and size + nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = copy
+        size += nbytes
+    if shard:
+        yield shard
+
+
+def _write_shard(folder: Path, index: int, tensors: dict[str, "Tensor"]) -> str:
+    from safetensors.torch import save_file
+
+    path = folder / f"shard-{index:05d}.safetensors"
+    save_file(tensors, path, metadata={"order": json.dumps(list(tensors))})
+    _sync(path)
+    return path.name
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class GlooPublisher:
+    """Keeps the newest version in memory and sends it to each generator that asks.
+
+    Every receiver forms a group of two with this process (an own TCP store, an own
+    gloo context; the learner's process group is not touched), so receivers do not
+    wait for each other and a dead one delays nobody for longer than its time-out.
+    """
+
+    def __init__(self, *, host: str | None = None, timeout_seconds: float = 120.0) -> None:
+        self._host = host or socket.gethostbyname(socket.gethostname())
+        self._timeout = timedelta(seconds=timeout_seconds)
+        self._stop: threading.Event | None = None
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
+        """Copy the tensors and serve them in the background until the next version or close.
+
+        Raises:
+            WeightSyncError: no port can be opened.
+        """
+        from torch.distributed import TCPStore
+
+        checksum = SampleChecksum()
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in named_tensors:
+            tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            checksum.add(name, tensors[name])
+        self.close()
+        try:
+            store = TCPStore("0.0.0.0", 0, None, is_master=True, timeout=self._timeout, wait_for_workers=False)
+        except RuntimeError as error:
+            raise WeightSyncError(f"cannot serve weights version {version} on {self._host}: {error}") from error
+        store.set("manifest", json.dumps([_describe(n, t) for n, t in tensors.items()]))
+        store.set("joined", "0")
+        self._stop = threading.Event()
+        threading.Thread(
+            target=self._serve, args=(store, tensors, self._stop), name=f"weights-v{version}", daemon=True
+        ).start()
+        return checksum.ticket(version=version, transport="gloo", location=f"{self._host}:{store.port}")
+
+    def close(self) -> None:
+        """Stop serving; transfers under way are finished first."""
+        if self._stop is not None:
+            self._stop.set()
+            self._stop = None
+
+    def _serve(self, store: "TCPStore", tensors: dict[str, "Tensor"], stop: threading.Event) -> None:
+        """Accept receivers one after another; each gets its own sending thread."""
+        served = 0
+        senders: list[threading.Thread] = []
+        while not stop.wait(0.01):
+            joined = store.add("joined", 0)
+            for receiver in range(served + 1, joined + 1):
+                sender = threading.Thread(target=self._send, args=(store, receiver, tensors), daemon=True)
+                sender.start()
+                senders.append(sender)
+            served = joined
+        for sender in senders:
+            sender.join()
+
+    def _send(self, store: "TCPStore", receiver: int, tensors: dict[str, "Tensor"]) -> None:
+        try:
+            group = gloo_pair(store, receiver=receiver, rank=0, timeout=self._timeout)
+            for bucket in buckets([(n, t.numel() * t.element_size()) for n, t in tensors.items()]):
+                group.send([_packed([tensors[name] for name in bucket])], 1, 0).wait()
+        except RuntimeError as error:
+            # The receiver reports its own failure; here it must only not stop the others.
+            logger.warning("weights were not sent to receiver %d: %s", receiver, error)
+
+
+def gloo_pair(store: "TCPStore", *, receiver: int, rank: int, timeout: timedelta) -> "ProcessGroupGloo":
+    """The group of sender (rank 0) and the ``receiver``-th receiver (rank 1)."""
+    from torch.distributed import PrefixStore, ProcessGroupGloo
+
+    return ProcessGroupGloo(PrefixStore(f"pair/{receiver}", store), rank, 2, timeout)
+
+
+def buckets(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Names in order, grouped to at most ``BUCKET_BYTES`` (or one tensor) a message."""
+    bucket: list[str] = []
+    total = 0
+    for name, size in sizes:
+        if bucket and total + size > BUCKET_BYTES:
+            yield bucket
+            bucket, total = [], 0
+        bucket.append(name)
+        total += size
+    if bucket:
+        yield bucket
+
+
+def _packed(tensors: list["Tensor"]) -> "Tensor":
+    """All bytes of ``tensors`` in one flat uint8 tensor."""
+    import torch
+
+    return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
+
+
+def _describe(name: str, tensor: "Tensor") -> dict[str, object]:
+    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
