@@ -52,7 +52,7 @@ class Generator:
         temperature: of the mixed distribution; 0 is greedy.
         top_p: below 1, behaviour log-probabilities are those of the truncated distribution.
         max_num_seqs: requests decoded together.
-        max_num_batched_tokens: tokens of one forward pass; longer prompts are chunked.
+        max_num_batched_tokens: tokens of one forward pass, raised to ``max_model_len`` if lower.
         kv_cache_gib: memory of both models' KV caches together.
         cpu_threads: OpenMP threads of the engine on CPU.
         tensor_parallel_size: workers that share each of the two models.
@@ -89,7 +89,9 @@ class Generator:
         enable_prefix_caching: bool = True,
     ) -> None:
         if weight_transport not in TRANSPORTS:
-            raise ConfigError(f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}")
+            raise ConfigError(
+                f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}"
+            )
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
         if not 0 < max_new_tokens < max_model_len:
             raise ConfigError(
@@ -102,7 +104,11 @@ class Generator:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max_num_batched_tokens,
+            # A chunk of a prompt costs its request a draw, which vLLM takes back by a
+            # rule that CPU generators refuse (the engine dies) and that on GPUs holds for
+            # small vocabularies only. Whole prompts keep seeded sampling exact.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(max_num_batched_tokens, max_model_len),
             "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
             "tensor_parallel_size": tensor_parallel_size,
             "seed": seed,
@@ -409,7 +415,9 @@ def _check_plugin() -> None:
         raise ConfigError("vLLM cannot find this package's plug-in: install the package (pip install -e .)")
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
-        raise ConfigError(f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it")
+        raise ConfigError(
+            f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it"
+        )
 
 
 def _label(version: int) -> str:

@@ -229,9 +229,13 @@ class GlooPublisher:
             checksum.add(name, tensors[name])
         self.close()
         try:
-            store = TCPStore("0.0.0.0", 0, None, is_master=True, timeout=self._timeout, wait_for_workers=False)
+            store = TCPStore(
+                "0.0.0.0", 0, None, is_master=True, timeout=self._timeout, wait_for_workers=False
+            )
         except RuntimeError as error:
-            raise WeightSyncError(f"cannot serve weights version {version} on {self._host}: {error}") from error
+            raise WeightSyncError(
+                f"cannot serve weights version {version} on {self._host}: {error}"
+            ) from error
         store.set("manifest", json.dumps([_describe(n, t) for n, t in tensors.items()]))
         store.set("joined", "0")
         self._stop = threading.Event()

@@ -1,0 +1,156 @@
+"""One engine decodes exactly from the mixture of two models, whatever its scheduler does."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from generator_replay import END, assert_replayed, load, mixed_logprobs
+
+from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.engines.generator import Generator
+from pilaf_ray.errors import PromptError
+from pilaf_ray.types import FinishReason, GenerationRequest, SampledResponse
+
+LENGTH = 100
+"""Response limit of the engine under test."""
+MODEL_LENGTH = 386
+"""Three cache blocks and two tokens: behind a cached prompt of 385 there is room for one token."""
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return make_tiny_llama(root / "policy", seed=0), make_tiny_llama(root / "reference", seed=1)
+
+
+@pytest.fixture(scope="module")
+def models(folders: tuple[Path, Path]) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return load(folders[0]), load(folders[1])
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """The engine belongs to one event loop, so all tests of the module share it."""
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
+    """Cramped on purpose: 9 cache blocks of 128 tokens, two prompts of 200 tokens fill a step."""
+    block_bytes = 128 * 2 * 2 * 2 * 32 * 4  # tokens, models, layers, K and V, head, fp32
+    generator = Generator(
+        policy_path=str(folders[0]),
+        reference_path=str(folders[1]),
+        dtype="float32",
+        max_model_len=MODEL_LENGTH,
+        max_new_tokens=LENGTH,
+        max_num_seqs=32,
+        max_num_batched_tokens=400,
+        kv_cache_gib=9 * block_bytes / 2**30,
+        initial_version=7,
+    )
+    run(generator.start())
+    yield generator
+    run(generator.stop())
+
+
+def requests_for(
+    coefficients: list[float], *, prompt_length: int, shared: int = 0
+) -> list[GenerationRequest]:
+    """One request a coefficient; prompts are random, their first ``shared`` tokens equal."""
+    draw = torch.Generator().manual_seed(prompt_length)
+    head = torch.randint(3, 512, (shared,), generator=draw).tolist()
+    return [
+        GenerationRequest(
+            request_id=f"{prompt_length}-{i}",
+            prompt_token_ids=(
+                *head,
+                *torch.randint(3, 512, (prompt_length - shared,), generator=draw).tolist(),
+            ),
+            coefficient=coefficient,
+            seed=1000 * prompt_length + i,
+        )
+        for i, coefficient in enumerate(coefficients)
+    ]
+
+
+def together(engine: Generator, run: Run, requests: list[GenerationRequest]) -> list[SampledResponse]:
+    async def ask() -> list[SampledResponse]:
+        return await asyncio.gather(*(engine.generate(request) for request in requests))
+
+    return run(ask())
+
+
+@pytest.mark.parametrize(
+    ("prompt_length", "shared"), [(5, 0), (200, 160)], ids=["short", "shared prefix, preempted"]
+)
+def test_eight_coefficients_in_one_batch(
+    engine: Generator, run: Run, models: Any, prompt_length: int, shared: int
+) -> None:
+    """The long prompts need 8 x 3 blocks at the end and find 9: some requests must be preempted."""
+    coefficients = [0.0, 0.5, -0.5, -1.0, 0.1, 2.0, -0.1, 1.0]
+    requests = requests_for(coefficients, prompt_length=prompt_length, shared=shared)
+    for request, response in zip(requests, together(engine, run, requests), strict=True):
+        assert_replayed(response, request, [(models[0], LENGTH)], models[1])
+        assert response.coefficient == request.coefficient
+        assert [(s.version, s.start, s.end) for s in response.versions] == [(7, 0, len(response.token_ids))]
+        stopped = response.token_ids[-1] == END
+        assert response.finish_reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
+
+
+def test_next_token_distribution(engine: Generator, run: Run, models: Any) -> None:
+    """Chi-square of 10,000 draws with their own seeds against the exact mixture, c = 0.5."""
+    draws = 10_000
+    prompt = requests_for([0.5], prompt_length=MODEL_LENGTH - 1)[0].prompt_token_ids
+    requests = [
+        GenerationRequest(request_id=f"chi-{i}", prompt_token_ids=prompt, coefficient=0.5, seed=i)
+        for i in range(draws)
+    ]
+    counts = torch.zeros(512, dtype=torch.float64)
+    for response in together(engine, run, requests):
+        assert len(response.token_ids) == 1
+        counts[response.token_ids[0]] += 1
+    expected = mixed_logprobs(*models, prompt, 0.5)[-1].exp().double() * draws
+    common = expected >= 5
+    observed = torch.cat([counts[common], counts[~common].sum().view(1)])
+    expected = torch.cat([expected[common], expected[~common].sum().view(1)])
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    degrees = len(observed) - 1
+    # Wilson-Hilferty: the cube root of chi-square over its degrees is nearly normal.
+    spread = 2 / (9 * degrees)
+    z = ((statistic / degrees) ** (1 / 3) - (1 - spread)) / spread**0.5
+    assert degrees > 30
+    assert z < 3.1  # p > 0.001
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, -1.0])
+def test_score_is_the_exact_logprob(engine: Generator, run: Run, models: Any, coefficient: float) -> None:
+    prompt, response = [11, 200, 33], [42, 7, 501, 3, 99]
+    scores = run(engine.score(prompt, response, coefficient))
+    rows = mixed_logprobs(*models, prompt + response, coefficient)[len(prompt) - 1 : -1]
+    expected = rows.gather(1, torch.tensor(response).unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-4, rtol=0)
+
+
+def test_prompt_without_room_is_refused(engine: Generator, run: Run) -> None:
+    request = GenerationRequest(request_id="x", prompt_token_ids=(5,) * 386, coefficient=0.0, seed=0)
+    with pytest.raises(PromptError, match="386 tokens does not fit max_model_len=386"):
+        run(engine.generate(request))
+
+
+def test_usage_counts_engine_processes(engine: Generator, run: Run) -> None:
+    together(engine, run, requests_for([0.0], prompt_length=6))
+    usage = engine.usage()
+    assert usage.role == "generator"
+    assert usage.busy_seconds > 0
+    assert usage.peak_memory_mib > 300
