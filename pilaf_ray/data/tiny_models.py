@@ -12,7 +12,7 @@ add ``--reference-seed N`` for ``FOLDER/reference`` with other weights.
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pilaf_ray.errors import ConfigError
 
@@ -120,7 +120,8 @@ def make_tiny_tokenizer(*, vocab: int = 512) -> "PreTrainedTokenizerFast":
     backend.train_from_iterator(CORPUS, trainer)
     if backend.get_vocab_size() != vocab:
         raise ConfigError(f"vocab={vocab} is too large: the corpus gives {backend.get_vocab_size()} tokens")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD)
+    make: Any = PreTrainedTokenizerFast  # untyped upstream
+    tokenizer: PreTrainedTokenizerFast = make(tokenizer_object=backend, eos_token=END, pad_token=PAD)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -137,7 +138,8 @@ def _save(
     config.eos_token_id = tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        factory: Any = AutoModelForCausalLM  # untyped upstream
+        model = factory.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             # Biases start at zero; a loader that loses them must not go unnoticed.
             for name, parameter in model.named_parameters():

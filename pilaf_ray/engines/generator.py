@@ -1,8 +1,6 @@
 """Samples responses from the interpolation of policy and reference, with vLLM."""
 
 import asyncio
-import importlib.metadata
-import json
 import logging
 import math
 import os
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
 from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS, register
 from pilaf_ray.engines.weight_publishers import WeightUpdate
-from pilaf_ray.errors import ConfigError, ModelError, PilafError, PromptError, WeightSyncError
+from pilaf_ray.errors import ConfigError, PilafError, PromptError, WeightSyncError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.types import FinishReason, GenerationRequest, RoleUsage, SampledResponse, VersionSpan
 
@@ -28,13 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PLUGIN_NAME = "pilaf_ray"
 FETCH_SHARE = 0.8
 """Part of an update's deadline that the fetch may take, so that it fails before the whole."""
-FREE_CONFIG_KEYS = frozenset(
-    {"_name_or_path", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id"}
-    | {"torch_dtype", "transformers_version", "use_cache"}
-)
 
 
 class Generator:
@@ -88,16 +82,10 @@ class Generator:
         weight_transport: str = "filesystem",
         enable_prefix_caching: bool = True,
     ) -> None:
-        if weight_transport not in TRANSPORTS:
-            raise ConfigError(
-                f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}"
-            )
+        check_settings(
+            weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens
+        )
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
-        if not 0 < max_new_tokens < max_model_len:
-            raise ConfigError(
-                f"max_model_len={max_model_len} leaves no room for a prompt beside "
-                f"max_new_tokens={max_new_tokens}: raise the first or lower the second"
-            )
         self._reference_path = str(Path(reference_path).resolve())
         self._engine_arguments: dict[str, Any] = {
             "model": str(policy_path),
@@ -124,6 +112,7 @@ class Generator:
         self._transport = weight_transport
         self._engine: AsyncLLM | None = None
         self._updating = asyncio.Lock()
+        self._lost = False
         self._meter = BusyMeter()
         self._score_ids = count()
         self._peak_memory_mib = 0.0
@@ -139,7 +128,7 @@ class Generator:
         Raises:
             ConfigError: this package is not installed, so vLLM cannot find the plug-in.
         """
-        _check_plugin()
+        check_plugin()
         os.environ.update(
             VLLM_CPU_OMP_THREADS_BIND="nobind",
             OMP_NUM_THREADS=str(self._cpu_threads),
@@ -193,10 +182,11 @@ class Generator:
         Raises:
             PromptError: the prompt leaves no room for a token.
         """
-        room = self._max_model_len - len(request.prompt_token_ids)
-        if room < 1 or not request.prompt_token_ids:
+        length = len(request.prompt_token_ids)
+        room = self._max_model_len - length
+        if room < 1 or not length:
             raise PromptError(
-                f"request {request.request_id}: a prompt of {len(request.prompt_token_ids)} tokens does not fit "
+                f"request {request.request_id}: a prompt of {length} tokens does not fit "
                 f"max_model_len={self._max_model_len}; it needs 1 to {self._max_model_len - 1}"
             )
         params = self._sampling_params(
@@ -213,12 +203,13 @@ class Generator:
         if completion.finish_reason not in ("stop", "length"):
             raise PilafError(f"request {request.request_id} ended early: {completion.finish_reason}")
         tokens = tuple(completion.token_ids)
+        positions: Any = completion.logprobs or []
         spans = completion.weight_versions or []
         return SampledResponse(
             token_ids=tokens,
             text=completion.text,
             coefficient=request.coefficient,
-            logprobs=tuple(p[t].logprob for p, t in zip(completion.logprobs or [], tokens, strict=True)),
+            logprobs=tuple(p[t].logprob for p, t in zip(positions, tokens, strict=True)),
             versions=tuple(VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in spans),
             finish_reason=FinishReason(completion.finish_reason),
         )
@@ -262,15 +253,16 @@ class Generator:
         output = await self._run(tuple(prefix), params, f"score-{next(self._score_ids)}")
         positions = (output.prompt_logprobs or [])[1:] if with_prompt else []
         scores = [p[t].logprob for p, t in zip(positions, prefix[1:], strict=False) if p is not None]
-        sampled = output.outputs[0].logprobs
-        return [*scores, sampled[0][token].logprob] if sampled else scores
+        sampled: Any = output.outputs[0].logprobs
+        return [*scores, sampled[0][token].logprob]
 
     async def update_weights(self, update: WeightUpdate, *, deadline_seconds: float) -> None:
         """Replace the policy's weights; running requests go on with the new ones.
 
         Their caches are recomputed under the new weights. If the new weights do not
-        arrive intact, the old ones go on being served; after any later failure the
-        generator stays paused until an update succeeds.
+        arrive intact, the old ones go on being served; if they cannot be loaded, the
+        generator stays paused until an update succeeds. After a missed deadline nobody
+        knows what the engine holds: the generator stays paused and must be replaced.
 
         Raises:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
@@ -282,10 +274,14 @@ class Generator:
             )
         async with self._updating:
             progress = _Progress()
+            if self._lost:
+                reason = "an earlier update missed its deadline; restart this generator"
+                raise self._sync_error(update, progress, reason)
             try:
                 async with asyncio.timeout(deadline_seconds):
                     await self._replace_weights(update, progress, deadline_seconds * FETCH_SHARE)
             except TimeoutError as error:
+                self._lost = True
                 raise self._sync_error(update, progress, f"no end after {deadline_seconds:g} s") from error
             except WeightSyncError:
                 raise
@@ -305,8 +301,9 @@ class Generator:
         progress.phase = "receive"
         await engine.start_weight_update()
         ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
-        await engine.update_weights(WeightTransferUpdateRequest(update_info=ticket))
+        await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "fetch"}))
         progress.phase = "load"
+        await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "load"}))
         await engine.finish_weight_update(weight_version=_label(update.version))
         progress.phase = "reset cache"
         if not await engine.reset_prefix_cache(reset_running_requests=True):
@@ -373,51 +370,6 @@ class _Progress:
     """Which phase an update has reached."""
 
     phase = "pause"
-
-
-def check_models(policy_path: str, reference_path: str, *, max_model_len: int) -> str:
-    """The architecture that both folders share.
-
-    Raises:
-        ModelError: a folder is no model, or the two differ in architecture or size.
-        ConfigError: ``max_model_len`` exceeds what the model was built for.
-    """
-    policy, reference = _read_config(policy_path), _read_config(reference_path)
-    keys = (policy.keys() | reference.keys()) - FREE_CONFIG_KEYS
-    different = sorted(key for key in keys if policy.get(key) != reference.get(key))
-    if different:
-        first = "vocab_size" if "vocab_size" in different else different[0]
-        raise ModelError(
-            f"policy {policy_path} and reference {reference_path} must be the same kind of model, but differ in "
-            f"{', '.join(different)} (e.g. {first}: {policy.get(first)} and {reference.get(first)})"
-        )
-    limit = policy.get("max_position_embeddings", policy.get("n_positions", max_model_len))
-    if max_model_len > limit:
-        raise ConfigError(f"max_model_len={max_model_len} exceeds the {limit} positions of {policy_path}")
-    architectures = policy.get("architectures") or []
-    if len(architectures) != 1:
-        raise ModelError(f"config.json in {policy_path} must name one architecture, not {architectures}")
-    return str(architectures[0])
-
-
-def _read_config(folder: str) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} is not a model folder: cannot read config.json ({error})") from error
-    return config
-
-
-def _check_plugin() -> None:
-    """vLLM's processes find the model class by the entry point of the installed package."""
-    plugins = importlib.metadata.entry_points(group="vllm.general_plugins")
-    if PLUGIN_NAME not in plugins.names:
-        raise ConfigError("vLLM cannot find this package's plug-in: install the package (pip install -e .)")
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
-        raise ConfigError(
-            f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it"
-        )
 
 
 def _label(version: int) -> str:

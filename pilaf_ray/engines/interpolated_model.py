@@ -9,7 +9,7 @@ that vLLM serves: the architecture it replaces travels in the model's config.
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,8 +33,8 @@ class InterpolatedForCausalLM(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         architectures = [getattr(config, ARCHITECTURE_KEY)]
-        self.policy = init_vllm_registered_model(vllm_config, prefix=POLICY, architectures=architectures)
-        self.reference = init_vllm_registered_model(
+        self.policy: Any = init_vllm_registered_model(vllm_config, prefix=POLICY, architectures=architectures)
+        self.reference: Any = init_vllm_registered_model(
             vllm_config, prefix=REFERENCE, architectures=architectures
         )
         self.policy_parameters: frozenset[str] = frozenset()

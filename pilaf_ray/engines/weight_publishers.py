@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import ProcessGroupGloo, TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class GlooPublisher:
         Raises:
             WeightSyncError: no port can be opened.
         """
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         checksum = SampleChecksum()
         tensors: dict[str, Tensor] = {}
@@ -274,9 +274,9 @@ class GlooPublisher:
             logger.warning("weights were not sent to receiver %d: %s", receiver, error)
 
 
-def gloo_pair(store: "TCPStore", *, receiver: int, rank: int, timeout: timedelta) -> "ProcessGroupGloo":
+def gloo_pair(store: "TCPStore", *, receiver: int, rank: int, timeout: timedelta) -> Any:
     """The group of sender (rank 0) and the ``receiver``-th receiver (rank 1)."""
-    from torch.distributed import PrefixStore, ProcessGroupGloo
+    from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
     return ProcessGroupGloo(PrefixStore(f"pair/{receiver}", store), rank, 2, timeout)
 

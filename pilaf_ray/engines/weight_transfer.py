@@ -1,8 +1,9 @@
 """The engine's side of a weight transfer: fetch, verify, then load the policy half.
 
 Registered with vLLM's ``WeightTransferEngineFactory`` and run in its worker
-processes. A transfer is safe to fail until the load begins: ``update_weights``
-only fetches and verifies, ``finish_weight_update`` loads.
+processes. An update is two calls of ``update_weights``: the first fetches and
+verifies, and may fail without harm; the second loads. Loading is not left to
+``finish_weight_update``, because vLLM cannot start another update when that fails.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -39,8 +40,9 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class TicketInfo(WeightTransferUpdateInfo):
-    """The fields of a ``WeightUpdate`` as plain data, and how long a fetch may take."""
+    """The fields of a ``WeightUpdate`` as plain data, what to do, and how long a fetch may take."""
 
+    step: Literal["fetch", "load"]
     version: int
     transport: str
     location: str
@@ -78,34 +80,38 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         self._fetched = []
 
     def receive_weights(self, update_info: TicketInfo) -> None:
-        """Fetch all tensors into host memory and compare them with the ticket.
+        """Fetch, or load what was fetched.
 
         Raises:
-            WeightSyncError: they did not arrive, or are not what was sent.
+            WeightSyncError: the tensors did not arrive, are not what was sent, or are incomplete.
         """
-        fetched = self._fetch(update_info)
+        if update_info.step == "fetch":
+            self._fetched = self._verified(self._fetch(update_info), update_info)
+        else:
+            self._load()
+
+    def finish_weight_update(self) -> None:
+        """Nothing to do: the weights were loaded before."""
+
+    def _verified(self, fetched: NamedTensors, ticket: TicketInfo) -> NamedTensors:
         checksum = SampleChecksum()
         for name, tensor in fetched:
             checksum.add(name, tensor)
         received = (checksum.num_tensors, checksum.num_bytes, checksum.hexdigest())
-        promised = (update_info.num_tensors, update_info.num_bytes, update_info.sample_checksum)
+        promised = (ticket.num_tensors, ticket.num_bytes, ticket.sample_checksum)
         if received != promised:
             raise WeightSyncError(
-                f"weights version {update_info.version} from {update_info.location} are not what was "
+                f"weights version {ticket.version} from {ticket.location} are not what was "
                 f"published: (tensors, bytes, checksum) {received} instead of {promised}"
             )
-        self._fetched = fetched
+        return fetched
 
-    def finish_weight_update(self) -> None:
-        """Load what was fetched.
-
-        Raises:
-            WeightSyncError: a parameter of the policy was missing from the update.
-        """
+    def _load(self) -> None:
         fetched, self._fetched = self._fetched, []
-        initialize_layerwise_reload(self.model)
-        loaded = self.model.load_weights(iter(fetched))
-        finalize_layerwise_reload(self.model, self.model_config)
+        policy: Any = self.model
+        initialize_layerwise_reload(policy)
+        loaded = policy.load_weights(iter(fetched))
+        finalize_layerwise_reload(policy, self.model_config)  # type: ignore[no-untyped-call]
         self._repack_heads()
         missing = self._expected - set(loaded)
         if missing:
@@ -163,7 +169,7 @@ class GlooTransferEngine(PolicyTransferEngine):
     """Receives from ``GlooPublisher`` over a group of two."""
 
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         host, _, port = ticket.location.rpartition(":")
         timeout = timedelta(seconds=ticket.timeout_seconds)
@@ -179,7 +185,8 @@ class GlooTransferEngine(PolicyTransferEngine):
             for bucket in buckets(sizes.items()):
                 message = torch.empty(sum(sizes[name] for name in bucket), dtype=torch.uint8)
                 group.recv([message], 0, 0).wait()
-                for name, part in zip(bucket, message.split([sizes[n] for n in bucket]), strict=True):
+                parts = torch.split(message, [sizes[name] for name in bucket])
+                for name, part in zip(bucket, parts, strict=True):
                     # Copied out: the loader keeps references until a layer is complete.
                     tensors[name].view(-1).view(torch.uint8).copy_(part)
         except RuntimeError as error:

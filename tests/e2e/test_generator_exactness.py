@@ -154,3 +154,14 @@ def test_usage_counts_engine_processes(engine: Generator, run: Run) -> None:
     assert usage.role == "generator"
     assert usage.busy_seconds > 0
     assert usage.peak_memory_mib > 300
+
+
+def test_masked_tokens_stay_masked_without_nan() -> None:
+    """Hand-made rows; c = -1 would give 0 * inf, c = 0 is the policy bit for bit."""
+    from pilaf_ray.engines.mixing_processor import mix_logits
+
+    inf = float("inf")
+    policy = torch.tensor([[1.0, -inf, 3.0]] * 3)
+    reference = torch.tensor([[2.0, 5.0, -inf]] * 3)
+    mixed = mix_logits(policy, reference, torch.tensor([-1.0, 0.5, 0.0]))
+    assert mixed.tolist() == [[2.0, -inf, -inf], [0.5, -inf, -inf], [1.0, -inf, 3.0]]

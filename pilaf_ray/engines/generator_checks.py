@@ -1,0 +1,79 @@
+"""What a generator refuses before it starts an engine."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pilaf_ray.engines.vllm_plugin import TRANSPORTS
+from pilaf_ray.errors import ConfigError, ModelError
+
+PLUGIN_NAME = "pilaf_ray"
+FREE_CONFIG_KEYS = frozenset(
+    {"_name_or_path", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id"}
+    | {"torch_dtype", "transformers_version", "use_cache"}
+)
+"""Entries of config.json in which policy and reference may differ."""
+
+
+def check_settings(*, weight_transport: str, max_model_len: int, max_new_tokens: int) -> None:
+    """Raise ConfigError where a setting is unknown or leaves no room for a prompt."""
+    if weight_transport not in TRANSPORTS:
+        raise ConfigError(
+            f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}"
+        )
+    if not 0 < max_new_tokens < max_model_len:
+        raise ConfigError(
+            f"max_model_len={max_model_len} leaves no room for a prompt beside "
+            f"max_new_tokens={max_new_tokens}: raise the first or lower the second"
+        )
+
+
+def check_models(policy_path: str, reference_path: str, *, max_model_len: int) -> str:
+    """The architecture that both folders share.
+
+    Raises:
+        ModelError: a folder is no model, or the two differ in architecture or size.
+        ConfigError: ``max_model_len`` exceeds what the model was built for.
+    """
+    policy, reference = _read_config(policy_path), _read_config(reference_path)
+    keys = (policy.keys() | reference.keys()) - FREE_CONFIG_KEYS
+    different = sorted(key for key in keys if policy.get(key) != reference.get(key))
+    if different:
+        first = "vocab_size" if "vocab_size" in different else different[0]
+        raise ModelError(
+            f"policy {policy_path} and reference {reference_path} must be the same kind of model, "
+            f"but differ in {', '.join(different)} (e.g. {first}: {policy.get(first)} and {reference.get(first)})"
+        )
+    limit = policy.get("max_position_embeddings", policy.get("n_positions", max_model_len))
+    if max_model_len > limit:
+        raise ConfigError(f"max_model_len={max_model_len} exceeds the {limit} positions of {policy_path}")
+    architectures = policy.get("architectures") or []
+    if len(architectures) != 1:
+        raise ModelError(f"config.json in {policy_path} must name one architecture, not {architectures}")
+    return str(architectures[0])
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} is not a model folder: cannot read config.json ({error})") from error
+    return config
+
+
+def check_plugin() -> None:
+    """vLLM's processes find the model class by the entry point of the installed package.
+
+    Raises:
+        ConfigError: the package is not installed, or its plug-in is shut out.
+    """
+    plugins = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if PLUGIN_NAME not in plugins.names:
+        raise ConfigError("vLLM cannot find this package's plug-in: install the package (pip install -e .)")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
+        raise ConfigError(
+            f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it"
+        )

@@ -1,0 +1,62 @@
+"""What a filesystem publisher leaves on disk, and what a ticket recognises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pilaf_ray.engines.weight_publishers import FilesystemPublisher, SampleChecksum, make_publisher
+from pilaf_ray.errors import ConfigError, WeightSyncError
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {"b": torch.randn(3, 5, generator=draw), "a": torch.randn(7, generator=draw).to(torch.bfloat16)}
+
+
+def test_a_version_is_complete_and_two_are_kept(tmp_path: Path) -> None:
+    publisher = FilesystemPublisher(tmp_path / "w")
+    tickets = [publisher.publish(version, tensors(version).items()) for version in (9, 10, 11)]
+    assert sorted(p.name for p in (tmp_path / "w").iterdir()) == ["v00000010", "v00000011"]
+    folder = Path(tickets[-1].location)
+    (shard,) = json.loads((folder / "shards.json").read_text())
+    stored = load_file(folder / shard)
+    assert stored.keys() == {"a", "b"}
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors(11).items())
+    assert (tickets[-1].num_tensors, tickets[-1].num_bytes) == (2, 3 * 5 * 4 + 7 * 2)
+
+
+def test_publishing_again_replaces_the_version(tmp_path: Path) -> None:
+    publisher = FilesystemPublisher(tmp_path)
+    first, second = (publisher.publish(4, tensors(seed).items()) for seed in (1, 2))
+    assert first.location == second.location
+    assert first.sample_checksum != second.sample_checksum
+
+
+def test_checksum_sees_a_value_a_name_and_a_shape() -> None:
+    def digest(name: str, tensor: torch.Tensor) -> str:
+        checksum = SampleChecksum()
+        checksum.add(name, tensor)
+        return checksum.hexdigest()
+
+    zeros = torch.zeros(4, 6)
+    changed = zeros.clone()
+    changed[2, 3] = 1.0
+    variants = [digest("w", zeros), digest("w", changed), digest("v", zeros), digest("w", zeros.view(6, 4))]
+    assert len(set(variants)) == 4
+    assert digest("w", zeros) == digest("w", torch.zeros(4, 6))
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightSyncError, match="cannot publish weights version 1"):
+        FilesystemPublisher(tmp_path / "file" / "w").publish(1, tensors(0).items())
+
+
+def test_unknown_transport_and_missing_folder() -> None:
+    with pytest.raises(ConfigError, match="'pigeon' is unknown"):
+        make_publisher(transport="pigeon")
+    with pytest.raises(ConfigError, match="needs a folder"):
+        make_publisher(transport="filesystem")
