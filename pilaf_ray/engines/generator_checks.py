@@ -44,7 +44,8 @@ def check_models(policy_path: str, reference_path: str, *, max_model_len: int) -
         first = "vocab_size" if "vocab_size" in different else different[0]
         raise ModelError(
             f"policy {policy_path} and reference {reference_path} must be the same kind of model, "
-            f"but differ in {', '.join(different)} (e.g. {first}: {policy.get(first)} and {reference.get(first)})"
+            f"but differ in {', '.join(different)} "
+            f"(e.g. {first}: {policy.get(first)} and {reference.get(first)})"
         )
     limit = policy.get("max_position_embeddings", policy.get("n_positions", max_model_len))
     if max_model_len > limit:
