@@ -1,0 +1,43 @@
+"""Joining or starting a Ray cluster."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+logger = logging.getLogger(__name__)
+
+# A killed generator must not leave vLLM's engine processes (and their memory) behind.
+_RAYLET_ENVIRONMENT = {"RAY_process_group_cleanup_enabled": "true"}
+# Ray turns token authentication on for a new local cluster unless told; a single-user
+# cluster on loopback has no use for it, and an existing cluster's own setting wins.
+_LOCAL_DEFAULTS = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextmanager
+def ray_cluster(*, address: str | None, num_cpus: float) -> Iterator[None]:
+    """Connect to ``address`` (or ``$RAY_ADDRESS``), else start a private local cluster.
+
+    Args:
+        address: cluster address, ``auto``, or None.
+        num_cpus: logical CPUs that a private cluster offers; roles may share cores.
+    """
+    target = address or os.environ.get("RAY_ADDRESS")
+    os.environ.update(_RAYLET_ENVIRONMENT)
+    if target is None:
+        for name, value in _LOCAL_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        ray.init(
+            num_cpus=max(1, round(num_cpus)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    else:
+        ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()

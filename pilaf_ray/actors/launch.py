@@ -1,0 +1,142 @@
+"""Creating the actors of a run and waiting until each is ready."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pilaf_ray.actors.handles import (
+    GeneratorPool,
+    LearnerGroup,
+    OraclePool,
+    ReferencePool,
+    StoreHandle,
+    call,
+)
+from pilaf_ray.actors.roles import (
+    GeneratorActor,
+    LearnerActor,
+    OracleActor,
+    ReferenceActor,
+    StoreActor,
+)
+
+START_SECONDS = 900.0
+"""Deadline for loading a model, generous because a cluster may pull weights over a network."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoleResources:
+    """What one replica asks of Ray, and how many threads its process may use."""
+
+    num_cpus: float
+    num_gpus: float
+    threads: int
+
+    def options(self) -> dict[str, Any]:
+        """Options for ``Actor.options``; roles are re-created by us, never by Ray."""
+        return {
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roles:
+    """Every role of a running job, as the pipeline sees them."""
+
+    generators: GeneratorPool
+    reference: ReferencePool
+    oracle: OraclePool
+    learner: LearnerGroup
+    store: StoreHandle
+
+
+class RoleLauncher:
+    """Starts roles; all of them load at the same time.
+
+    Args:
+        logs: folder for one log file a role.
+        call_seconds: deadline of each later call to a role.
+    """
+
+    def __init__(self, *, logs: str, call_seconds: float) -> None:
+        self._logs = logs
+        self._call_seconds = call_seconds
+
+    async def generators(
+        self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources
+    ) -> GeneratorPool:
+        """Start ``replicas`` generators."""
+        actors = self._create(GeneratorActor, "generator", replicas, resources, arguments, concurrency=1000)
+        await self._ready("generator", actors)
+        return GeneratorPool(actors, call_seconds=self._call_seconds)
+
+    async def reference(
+        self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources
+    ) -> ReferencePool:
+        """Start ``replicas`` reference models."""
+        actors = self._create(ReferenceActor, "reference", replicas, resources, arguments)
+        await self._ready("reference", actors)
+        return ReferencePool(actors, call_seconds=self._call_seconds)
+
+    async def oracle(
+        self, kind: str, arguments: dict[str, Any], *, replicas: int, resources: RoleResources
+    ) -> OraclePool:
+        """Start ``replicas`` preference oracles of type ``kind``."""
+        actors = self._create(OracleActor, "oracle", replicas, resources, kind, arguments)
+        await self._ready("oracle", actors)
+        return OraclePool(actors, call_seconds=self._call_seconds)
+
+    async def learner(
+        self,
+        arguments: dict[str, Any],
+        publisher: dict[str, Any],
+        *,
+        ranks: int,
+        resources: RoleResources,
+    ) -> LearnerGroup:
+        """Start one learner group; rank 0's node chooses where the ranks meet."""
+        actors = [
+            LearnerActor.options(**resources.options()).remote(f"learner-{rank}", self._logs, rank)
+            for rank in range(ranks)
+        ]
+        address, port = await call(
+            actors[0].rendezvous.remote(), role="policy learner rank 0", seconds=START_SECONDS
+        )
+        full = {**arguments, "master_addr": address, "master_port": port}
+        await self._ready("policy learner", actors, full, publisher)
+        return LearnerGroup(actors, call_seconds=self._call_seconds)
+
+    async def store(self, url: str) -> StoreHandle:
+        """Start the ledger's single writer."""
+        actor = StoreActor.options(num_cpus=0, max_restarts=0).remote("store", self._logs, url)
+        await self._ready("preference store", [actor])
+        return StoreHandle(actor, call_seconds=self._call_seconds)
+
+    def _create(
+        self,
+        factory: Any,
+        role: str,
+        replicas: int,
+        resources: RoleResources,
+        *arguments: Any,
+        concurrency: int | None = None,
+    ) -> list[Any]:
+        options = resources.options()
+        if concurrency is not None:
+            options["max_concurrency"] = concurrency
+        return [
+            factory.options(**options).remote(f"{role}-{replica}", self._logs, *arguments)
+            for replica in range(replicas)
+        ]
+
+    async def _ready(self, role: str, actors: Sequence[Any], *arguments: Any) -> None:
+        await asyncio.gather(
+            *(
+                call(actor.start.remote(*arguments), role=f"{role} {number}", seconds=START_SECONDS)
+                for number, actor in enumerate(actors)
+            )
+        )

@@ -1,0 +1,201 @@
+"""The Ray actors: one thin wrapper a role, each body a delegation to a plain class.
+
+The plain classes import torch, vLLM or DeepSpeed, so they are imported inside the
+actors: the driver process stays light and can run on a login node.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.types import (
+    GenerationRequest,
+    LabeledPair,
+    PairPlan,
+    PairState,
+    PreferenceLabel,
+    ReferenceLogprobs,
+    ResponsePair,
+    RoleUsage,
+    SampledResponse,
+    StepResult,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pilaf_ray.engines.weight_publishers import WeightUpdate
+
+
+class _Generator:
+    """Wraps :class:`pilaf_ray.engines.generator.Generator`; an asyncio actor."""
+
+    def __init__(self, name: str, logs: str, arguments: dict[str, Any]) -> None:
+        setup_logging(name, Path(logs))
+        from pilaf_ray.engines.generator import Generator
+
+        self._generator = Generator(**arguments)
+
+    async def start(self) -> None:
+        await self._generator.start()
+
+    async def generate(self, request: GenerationRequest) -> SampledResponse:
+        return await self._generator.generate(request)
+
+    async def update_weights(self, update: "WeightUpdate", deadline_seconds: float) -> None:
+        await self._generator.update_weights(update, deadline_seconds=deadline_seconds)
+
+    async def score(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
+        return await self._generator.score(prompt, response)
+
+    async def usage(self) -> RoleUsage:
+        return self._generator.usage()
+
+    async def stop(self) -> None:
+        await self._generator.stop()
+
+
+class _Reference:
+    """Wraps :class:`pilaf_ray.engines.reference.ReferenceModel`."""
+
+    def __init__(self, name: str, logs: str, arguments: dict[str, Any]) -> None:
+        setup_logging(name, Path(logs))
+        from pilaf_ray.engines.reference import ReferenceModel
+
+        self._reference = ReferenceModel(**arguments)
+
+    def start(self) -> None:
+        """Answers once the model is loaded."""
+
+    def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
+        return self._reference.score(pairs)
+
+    def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+        return self._reference.score_responses(items)
+
+    def usage(self) -> RoleUsage:
+        return self._reference.usage()
+
+
+class _Oracle:
+    """Wraps any preference oracle of :mod:`pilaf_ray.oracle`."""
+
+    def __init__(self, name: str, logs: str, kind: str, arguments: dict[str, Any]) -> None:
+        setup_logging(name, Path(logs))
+        from pilaf_ray.oracle import make_oracle
+
+        self._oracle = make_oracle(kind, arguments)
+
+    async def start(self) -> None:
+        """Answers once the oracle is loaded."""
+
+    async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+        return await self._oracle.label(pairs)
+
+    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
+        return await self._oracle.score_texts(prompts, responses)
+
+    async def usage(self) -> RoleUsage:
+        return self._oracle.usage()
+
+
+class _Learner:
+    """Wraps one rank of :class:`pilaf_ray.engines.learner.PolicyLearner`."""
+
+    def __init__(self, name: str, logs: str, rank: int) -> None:
+        setup_logging(name, Path(logs))
+        self._rank = rank
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and a free port of this rank's node, for rank 0 of a new group."""
+        from pilaf_ray.engines.rendezvous import free_address
+
+        return free_address()
+
+    def start(self, arguments: dict[str, Any], publisher: dict[str, Any]) -> None:
+        from pilaf_ray.engines.learner import PolicyLearner
+        from pilaf_ray.engines.weight_publishers import make_publisher
+
+        self._learner = PolicyLearner(rank=self._rank, **arguments)
+        self._publisher = make_publisher(**publisher) if self._rank == 0 else None
+
+    def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
+        return self._learner.train_step(step, batch)
+
+    def publish(self, version: int) -> "WeightUpdate | None":
+        """Push; every rank walks the parameters in lockstep, rank 0 alone sends them."""
+        weights: Iterator[tuple[str, Tensor]] = self._learner.named_weights()
+        if self._publisher is None:
+            for _ in weights:
+                pass
+            return None
+        return self._publisher.publish(version, weights)
+
+    def policy_logprobs(
+        self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> list[list[float]]:
+        return self._learner.policy_logprobs(items)
+
+    def save(self, folder: str) -> None:
+        self._learner.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        self._learner.load(Path(folder))
+
+    def usage(self) -> RoleUsage:
+        return self._learner.usage()
+
+
+class _Store:
+    """Wraps :class:`pilaf_ray.store.ledger.PreferenceLedger`, the single writer of the ledger."""
+
+    def __init__(self, name: str, logs: str, url: str) -> None:
+        setup_logging(name, Path(logs))
+        from pilaf_ray.store.ledger import PreferenceLedger
+
+        self._ledger = PreferenceLedger(url)
+
+    def start(self) -> None:
+        """Answers once the ledger is open."""
+
+    def add_plans(self, plans: Sequence[PairPlan]) -> None:
+        self._ledger.add_plans(plans)
+
+    def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
+        self._ledger.add_responses(pairs)
+
+    def add_labels(
+        self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]
+    ) -> None:
+        self._ledger.add_labels(labels, references)
+
+    def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
+        self._ledger.mark_trained(step, pair_ids)
+
+    def roll_back(self, step: int) -> int:
+        return self._ledger.roll_back(step)
+
+    def reset_after(self, version: int) -> int:
+        return self._ledger.reset_after(version)
+
+    def counts(self) -> dict[PairState, int]:
+        return self._ledger.counts()
+
+    def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
+        return self._ledger.unfinished()
+
+    def next_plan_index(self) -> int:
+        return self._ledger.next_plan_index()
+
+    def check(self) -> None:
+        self._ledger.check()
+
+
+GeneratorActor = ray.remote(_Generator)
+ReferenceActor = ray.remote(_Reference)
+OracleActor = ray.remote(_Oracle)
+LearnerActor = ray.remote(_Learner)
+StoreActor = ray.remote(_Store)

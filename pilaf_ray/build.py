@@ -1,0 +1,177 @@
+"""From the configuration to arguments: the only place that knows both sides.
+
+Classes take flat keyword arguments; nothing below this file sees the root config.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilaf_ray.config.schema import FunctionOracleConfig, PromptSourceConfig, RunConfig
+from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
+from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.run_folder import RunFolder
+from pilaf_ray.sampling.plans import SAMPLER_CLASSES, MixtureBranch, PairSampler
+from pilaf_ray.types import PairPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInputs:
+    """What a run needs beside its models: checked before anything heavy starts."""
+
+    train: PromptSet
+    evaluation: PromptSet
+    sampler: PairSampler
+    dtype: str
+    precision: str
+
+
+def build_inputs(config: RunConfig) -> RunInputs:
+    """Load prompts and settle dtypes; raises PromptError, ModelError or ConfigError."""
+    train = _load(config, config.prompts.train)
+    evaluation = _load(config, config.prompts.evaluation, limit=config.evaluation.prompts)
+    return RunInputs(
+        train=train,
+        evaluation=evaluation,
+        sampler=build_sampler(config),
+        dtype=resolve_dtype(config.model.dtype),
+        precision=resolve_dtype(config.learner.precision),
+    )
+
+
+def _load(config: RunConfig, source: PromptSourceConfig, *, limit: int | None = None) -> PromptSet:
+    return load_prompts(
+        path=source.path,
+        column=source.column,
+        split=source.split,
+        limit=limit if limit is not None else source.limit,
+        tokenizer_path=config.model.policy,
+        system_prompt=config.prompts.system_prompt,
+        chat_template=config.prompts.chat_template,
+        max_prompt_tokens=config.prompts.max_prompt_tokens,
+        overlong=config.prompts.overlong,
+    )
+
+
+def build_sampler(config: RunConfig) -> PairSampler:
+    """The pair sampler that ``sampler.type`` names."""
+    settings = config.sampler
+    match settings.type:
+        case "pilaf":
+            beta = config.algorithm.beta if settings.beta is None else settings.beta
+            return SAMPLER_CLASSES["pilaf"](beta=beta)
+        case "mix":
+            branches = [
+                MixtureBranch(
+                    name=f"mix-{number}",
+                    weight=branch.weight,
+                    coefficient_a=branch.coefficient_a,
+                    coefficient_b=branch.coefficient_b,
+                )
+                for number, branch in enumerate(settings.branches)
+            ]
+            return SAMPLER_CLASSES["mix"](branches=branches)
+        case other:
+            return SAMPLER_CLASSES[other]()
+
+
+class PlanSource:
+    """Plan number i of a run, for any i: the position in the prompt order is the index itself."""
+
+    def __init__(self, *, prompts: PromptSet, sampler: PairSampler, seed: int) -> None:
+        self._cursor = PromptCursor(prompts.prompts, seed=seed)
+        self._sampler = sampler
+        self._seed = seed
+
+    def plan(self, index: int) -> PairPlan:
+        """The plan at ``index``, whatever was asked before."""
+        self._cursor.restore(index)
+        epoch, prompt = self._cursor.next()
+        return self._sampler.plan(prompt, run_seed=self._seed, epoch=epoch, draw=0, index=index)
+
+
+def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
+    """Arguments of :class:`pilaf_ray.engines.generator.Generator`."""
+    generation = config.generation
+    return {
+        "policy_path": config.model.policy,
+        "reference_path": config.model.reference_path,
+        "dtype": inputs.dtype,
+        "max_model_len": config.model.max_length,
+        "max_new_tokens": generation.max_new_tokens,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "max_num_seqs": generation.max_num_seqs,
+        "max_num_batched_tokens": generation.max_num_batched_tokens,
+        "kv_cache_gib": generation.kv_cache_gib,
+        "cpu_threads": generation.cpu_threads,
+        "tensor_parallel_size": generation.tensor_parallel_size,
+        "seed": config.run.seed,
+        "enforce_eager": generation.enforce_eager,
+        "weight_transport": config.weights.transport,
+    }
+
+
+def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
+    """Arguments of :class:`pilaf_ray.engines.reference.ReferenceModel`."""
+    return {
+        "model_path": config.model.reference_path,
+        "dtype": inputs.dtype,
+        "cpu_threads": config.reference.cpu_threads,
+        "micro_batch_tokens": config.reference.micro_batch_tokens,
+        "logprob_chunk_tokens": config.learner.logprob_chunk_tokens,
+    }
+
+
+def oracle_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
+    """Arguments of the oracle class that ``oracle.type`` names."""
+    oracle = config.oracle
+    if isinstance(oracle, FunctionOracleConfig):
+        return {
+            "target": oracle.target,
+            "kind": oracle.kind,
+            "scale": oracle.scale,
+            "label_rule": oracle.label_rule.model_dump(),
+        }
+    return {
+        "path": oracle.path,
+        "dtype": resolve_dtype(oracle.dtype),
+        "device": oracle.device,
+        "max_length": oracle.max_length,
+        "micro_batch_size": oracle.micro_batch_size,
+        "cpu_threads": oracle.cpu_threads,
+        "use_chat_template": oracle.chat_template,
+        "label_rule": oracle.label_rule.model_dump(),
+    }
+
+
+def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -> dict[str, Any]:
+    """Arguments of :class:`pilaf_ray.engines.learner.PolicyLearner`, rank and rendezvous aside."""
+    learner = config.learner
+    return {
+        "model_path": config.model.policy,
+        "world_size": learner.ranks,
+        "zero_stage": learner.zero_stage,
+        "precision": inputs.precision,
+        "loss": config.algorithm.type,
+        "beta": config.algorithm.beta,
+        "label_smoothing": getattr(config.algorithm, "label_smoothing", 0.0),
+        "learning_rate": learner.learning_rate,
+        "lr_schedule": learner.lr_schedule,
+        "warmup_steps": learner.warmup_steps,
+        "total_steps": config.run.max_steps,
+        "weight_decay": learner.weight_decay,
+        "betas": tuple(learner.adam_betas),
+        "max_grad_norm": learner.max_grad_norm,
+        "micro_batch_tokens": learner.micro_batch_tokens,
+        "logprob_chunk_tokens": learner.logprob_chunk_tokens,
+        "gradient_checkpointing": learner.gradient_checkpointing,
+        "cpu_threads": learner.cpu_threads,
+        "seed": config.run.seed,
+        "dump_folder": folder.path / "failed_batches",
+    }
+
+
+def ledger_url(folder: RunFolder) -> str:
+    """SQLAlchemy URL of the run's ledger."""
+    return f"sqlite:///{Path(folder.path).resolve() / 'preferences.db'}"
