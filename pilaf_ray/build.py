@@ -7,11 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilaf_ray.config.schema import FunctionOracleConfig, PromptSourceConfig, RunConfig
+from pilaf_ray.config.schema import (
+    FunctionOracleConfig,
+    HybridSamplerConfig,
+    MixSamplerConfig,
+    PilafSamplerConfig,
+    PromptSourceConfig,
+    RunConfig,
+)
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.run_folder import RunFolder
-from pilaf_ray.sampling.plans import SAMPLER_CLASSES, MixtureBranch, PairSampler
+from pilaf_ray.sampling.plans import (
+    HybridSampler,
+    MixSampler,
+    MixtureBranch,
+    PairSampler,
+    PilafSampler,
+    VanillaSampler,
+)
 from pilaf_ray.types import PairPlan
 
 
@@ -56,11 +70,10 @@ def _load(config: RunConfig, source: PromptSourceConfig, *, limit: int | None = 
 def build_sampler(config: RunConfig) -> PairSampler:
     """The pair sampler that ``sampler.type`` names."""
     settings = config.sampler
-    match settings.type:
-        case "pilaf":
-            beta = config.algorithm.beta if settings.beta is None else settings.beta
-            return SAMPLER_CLASSES["pilaf"](beta=beta)
-        case "mix":
+    match settings:
+        case PilafSamplerConfig():
+            return PilafSampler(beta=settings.beta or config.algorithm.beta)
+        case MixSamplerConfig():
             branches = [
                 MixtureBranch(
                     name=f"mix-{number}",
@@ -70,9 +83,11 @@ def build_sampler(config: RunConfig) -> PairSampler:
                 )
                 for number, branch in enumerate(settings.branches)
             ]
-            return SAMPLER_CLASSES["mix"](branches=branches)
-        case other:
-            return SAMPLER_CLASSES[other]()
+            return MixSampler(branches=branches)
+        case HybridSamplerConfig():
+            return HybridSampler()
+        case _:
+            return VanillaSampler()
 
 
 class PlanSource:
@@ -85,8 +100,7 @@ class PlanSource:
 
     def plan(self, index: int) -> PairPlan:
         """The plan at ``index``, whatever was asked before."""
-        self._cursor.restore(index)
-        epoch, prompt = self._cursor.next()
+        epoch, prompt = self._cursor.at(index)
         return self._sampler.plan(prompt, run_seed=self._seed, epoch=epoch, draw=0, index=index)
 
 

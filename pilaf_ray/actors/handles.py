@@ -68,9 +68,7 @@ class GeneratorPool:
         try:
             with self.meter.call():
                 actor = self._actors[replica]
-                return await call(
-                    actor.generate.remote(request), role=f"generator-{replica}", seconds=self._seconds
-                )
+                return await call(actor.generate.remote(request), role=f"generator-{replica}", seconds=self._seconds)
         finally:
             self._load[replica] -= 1
 
@@ -204,9 +202,7 @@ class StoreHandle:
     async def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
         await self._ask("add_responses", list(pairs))
 
-    async def add_labels(
-        self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]
-    ) -> None:
+    async def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
         await self._ask("add_labels", list(labels), list(references))
 
     async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:

@@ -66,17 +66,13 @@ class RoleLauncher:
         self._logs = logs
         self._call_seconds = call_seconds
 
-    async def generators(
-        self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources
-    ) -> GeneratorPool:
+    async def generators(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> GeneratorPool:
         """Start ``replicas`` generators."""
         actors = self._create(GeneratorActor, "generator", replicas, resources, arguments, concurrency=1000)
         await self._ready("generator", actors)
         return GeneratorPool(actors, call_seconds=self._call_seconds)
 
-    async def reference(
-        self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources
-    ) -> ReferencePool:
+    async def reference(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> ReferencePool:
         """Start ``replicas`` reference models."""
         actors = self._create(ReferenceActor, "reference", replicas, resources, arguments)
         await self._ready("reference", actors)
@@ -103,9 +99,7 @@ class RoleLauncher:
             LearnerActor.options(**resources.options()).remote(f"learner-{rank}", self._logs, rank)
             for rank in range(ranks)
         ]
-        address, port = await call(
-            actors[0].rendezvous.remote(), role="policy learner rank 0", seconds=START_SECONDS
-        )
+        address, port = await call(actors[0].rendezvous.remote(), role="policy learner rank 0", seconds=START_SECONDS)
         full = {**arguments, "master_addr": address, "master_port": port}
         await self._ready("policy learner", actors, full, publisher)
         return LearnerGroup(actors, call_seconds=self._call_seconds)

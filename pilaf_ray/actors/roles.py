@@ -134,9 +134,7 @@ class _Learner:
             return None
         return self._publisher.publish(version, weights)
 
-    def policy_logprobs(
-        self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-    ) -> list[list[float]]:
+    def policy_logprobs(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
         return self._learner.policy_logprobs(items)
 
     def save(self, folder: str) -> None:
@@ -167,9 +165,7 @@ class _Store:
     def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
         self._ledger.add_responses(pairs)
 
-    def add_labels(
-        self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]
-    ) -> None:
+    def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
         self._ledger.add_labels(labels, references)
 
     def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:

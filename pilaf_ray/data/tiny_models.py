@@ -126,9 +126,7 @@ def make_tiny_tokenizer(*, vocab: int = 512) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _save(
-    folder: Path, *, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerFast", seed: int
-) -> Path:
+def _save(folder: Path, *, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerFast", seed: int) -> Path:
     """Draw the weights in fp32 and write model, generation defaults and tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM

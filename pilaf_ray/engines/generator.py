@@ -82,9 +82,7 @@ class Generator:
         weight_transport: str = "filesystem",
         enable_prefix_caching: bool = True,
     ) -> None:
-        check_settings(
-            weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens
-        )
+        check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
         self._reference_path = str(Path(reference_path).resolve())
         self._engine_arguments: dict[str, Any] = {
@@ -291,9 +289,7 @@ class Generator:
                     await self._live_engine.resume_generation()
                 raise self._sync_error(update, progress, str(error)) from error
 
-    async def _replace_weights(
-        self, update: WeightUpdate, progress: "_Progress", fetch_seconds: float
-    ) -> None:
+    async def _replace_weights(self, update: WeightUpdate, progress: "_Progress", fetch_seconds: float) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         engine = self._live_engine
@@ -323,9 +319,7 @@ class Generator:
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         children = sum(_peak_mib(child.pid) for child in psutil.Process().children(recursive=True))
         self._peak_memory_mib = max(self._peak_memory_mib, own + children)
-        return RoleUsage(
-            role="generator", busy_seconds=self._meter.busy_seconds, peak_memory_mib=self._peak_memory_mib
-        )
+        return RoleUsage(role="generator", busy_seconds=self._meter.busy_seconds, peak_memory_mib=self._peak_memory_mib)
 
     async def stop(self) -> None:
         """End the engine's processes; requests under way fail. Harmless when repeated."""

@@ -20,9 +20,7 @@ FREE_CONFIG_KEYS = frozenset(
 def check_settings(*, weight_transport: str, max_model_len: int, max_new_tokens: int) -> None:
     """Raise ConfigError where a setting is unknown or leaves no room for a prompt."""
     if weight_transport not in TRANSPORTS:
-        raise ConfigError(
-            f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}"
-        )
+        raise ConfigError(f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}")
     if not 0 < max_new_tokens < max_model_len:
         raise ConfigError(
             f"max_model_len={max_model_len} leaves no room for a prompt beside "
@@ -75,6 +73,4 @@ def check_plugin() -> None:
         raise ConfigError("vLLM cannot find this package's plug-in: install the package (pip install -e .)")
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
-        raise ConfigError(
-            f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it"
-        )
+        raise ConfigError(f"VLLM_PLUGINS={allowed!r} shuts out the plug-in {PLUGIN_NAME!r}: add it, or unset it")

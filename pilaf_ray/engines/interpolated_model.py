@@ -34,9 +34,7 @@ class InterpolatedForCausalLM(nn.Module):
         config = vllm_config.model_config.hf_config
         architectures = [getattr(config, ARCHITECTURE_KEY)]
         self.policy: Any = init_vllm_registered_model(vllm_config, prefix=POLICY, architectures=architectures)
-        self.reference: Any = init_vllm_registered_model(
-            vllm_config, prefix=REFERENCE, architectures=architectures
-        )
+        self.reference: Any = init_vllm_registered_model(vllm_config, prefix=REFERENCE, architectures=architectures)
         self.policy_parameters: frozenset[str] = frozenset()
         self.secondary_weights = [
             DefaultModelLoader.Source(

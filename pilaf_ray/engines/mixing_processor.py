@@ -28,7 +28,7 @@ class ReferenceLogits:
     the id of their shared configuration, so several engines fit in one process.
     """
 
-    _shelves: dict[str, "ReferenceLogits"] = {}
+    _shelves: ClassVar[dict[str, "ReferenceLogits"]] = {}
 
     def __init__(self) -> None:
         self._logits: torch.Tensor | None = None

@@ -16,12 +16,8 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(
-            ARCHITECTURE, "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM"
-        )
+        ModelRegistry.register_model(ARCHITECTURE, "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM")
     classes = {"filesystem": "FilesystemTransferEngine", "gloo": "GlooTransferEngine"}
     for transport, name in TRANSPORTS.items():
         if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(
-                name, "pilaf_ray.engines.weight_transfer", classes[transport]
-            )
+            WeightTransferEngineFactory.register_engine(name, "pilaf_ray.engines.weight_transfer", classes[transport])

@@ -163,9 +163,7 @@ class FilesystemPublisher:
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def _shards(
-    named_tensors: Iterable[tuple[str, "Tensor"]], checksum: SampleChecksum
-) -> Iterator[dict[str, "Tensor"]]:
+def _shards(named_tensors: Iterable[tuple[str, "Tensor"]], checksum: SampleChecksum) -> Iterator[dict[str, "Tensor"]]:
     """Group CPU copies into dictionaries of at most ``SHARD_BYTES`` (or one tensor)."""
     shard: dict[str, Tensor] = {}
     size = 0
@@ -229,13 +227,9 @@ class GlooPublisher:
             checksum.add(name, tensors[name])
         self.close()
         try:
-            store = TCPStore(
-                "0.0.0.0", 0, None, is_master=True, timeout=self._timeout, wait_for_workers=False
-            )
+            store = TCPStore("0.0.0.0", 0, None, is_master=True, timeout=self._timeout, wait_for_workers=False)
         except RuntimeError as error:
-            raise WeightSyncError(
-                f"cannot serve weights version {version} on {self._host}: {error}"
-            ) from error
+            raise WeightSyncError(f"cannot serve weights version {version} on {self._host}: {error}") from error
         store.set("manifest", json.dumps([_describe(n, t) for n, t in tensors.items()]))
         store.set("joined", "0")
         self._stop = threading.Event()

@@ -135,9 +135,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         keep the old weights.
         """
         for module in self.model.modules():
-            if isinstance(module, ParallelLMHead) and isinstance(
-                module.quant_method, UnquantizedEmbeddingMethod
-            ):
+            if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
                 module.quant_method.process_weights_after_loading(module)
 
 
@@ -178,8 +176,7 @@ class GlooTransferEngine(PolicyTransferEngine):
             manifest: list[dict[str, Any]] = json.loads(store.get("manifest"))
             group = gloo_pair(store, receiver=store.add("joined", 1), rank=1, timeout=timeout)
             tensors = {
-                entry["name"]: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
-                for entry in manifest
+                entry["name"]: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"])) for entry in manifest
             }
             sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
             for bucket in buckets(sizes.items()):

@@ -17,9 +17,7 @@ logger = logging.getLogger(__name__)
 class ResponseScorer(Protocol):
     """log π_ref of single responses."""
 
-    async def score_responses(
-        self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-    ) -> list[float]:
+    async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
         """Sequence log-probabilities of (prompt, response) token pairs, in order."""
         ...
 
@@ -89,8 +87,7 @@ class Evaluator:
 
     async def _reference_logprobs(self, responses: Sequence[SampledResponse]) -> list[float]:
         items = [
-            (prompt.token_ids, response.token_ids)
-            for prompt, response in zip(self._prompts, responses, strict=True)
+            (prompt.token_ids, response.token_ids) for prompt, response in zip(self._prompts, responses, strict=True)
         ]
         chunks = [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
         scored = await asyncio.gather(*(self._reference.score_responses(chunk) for chunk in chunks))

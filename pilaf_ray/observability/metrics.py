@@ -100,9 +100,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         "log π(rejected | prompt), summed over its tokens",
         "falls faster than the chosen one",
     ),
-    MetricDefinition(
-        "learner/chosen_reward", Mean, "nats", "β·(log π − log π_ref)(chosen)", "near or above 0"
-    ),
+    MetricDefinition("learner/chosen_reward", Mean, "nats", "β·(log π − log π_ref)(chosen)", "near or above 0"),
     MetricDefinition(
         "learner/rejected_reward", Mean, "nats", "β·(log π − log π_ref)(rejected)", "below the chosen one"
     ),
@@ -221,9 +219,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         "mean over held-out prompts of Σ_t log π(y_t) − log π_ref(y_t), y ∼ π",
         "grows slowly; much KL for little reward is reward hacking",
     ),
-    MetricDefinition(
-        "evaluation/objective", Mean, "log-odds", "J = reward − β·KL on held-out prompts", "rises"
-    ),
+    MetricDefinition("evaluation/objective", Mean, "log-odds", "J = reward − β·KL on held-out prompts", "rises"),
     MetricDefinition(
         "evaluation/response_tokens",
         Mean,
@@ -248,8 +244,7 @@ METRICS: tuple[MetricDefinition, ...] = (
 )
 
 _PATTERNS = [
-    (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(definition.key))), definition)
-    for definition in METRICS
+    (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(definition.key))), definition) for definition in METRICS
 ]
 
 

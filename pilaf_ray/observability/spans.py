@@ -29,9 +29,7 @@ class SpanRecorder:
     Example: ``with spans.span("learner", "train"): ...``
     """
 
-    def __init__(
-        self, *, events: EventLog | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, events: EventLog | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._events = events
         self._clock = clock
         self._started = clock()

@@ -98,9 +98,7 @@ class StorePort(Protocol):
         """PLANNED → SAMPLED."""
         ...
 
-    async def add_labels(
-        self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]
-    ) -> None:
+    async def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
         """SAMPLED → LABELED, or → ABSTAINED where the oracle declined."""
         ...
 

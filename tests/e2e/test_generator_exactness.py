@@ -64,9 +64,7 @@ def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
     run(generator.stop())
 
 
-def requests_for(
-    coefficients: list[float], *, prompt_length: int, shared: int = 0
-) -> list[GenerationRequest]:
+def requests_for(coefficients: list[float], *, prompt_length: int, shared: int = 0) -> list[GenerationRequest]:
     """One request a coefficient; prompts are random, their first ``shared`` tokens equal."""
     draw = torch.Generator().manual_seed(prompt_length)
     head = torch.randint(3, 512, (shared,), generator=draw).tolist()
@@ -91,9 +89,7 @@ def together(engine: Generator, run: Run, requests: list[GenerationRequest]) -> 
     return run(ask())
 
 
-@pytest.mark.parametrize(
-    ("prompt_length", "shared"), [(5, 0), (200, 160)], ids=["short", "shared prefix, preempted"]
-)
+@pytest.mark.parametrize(("prompt_length", "shared"), [(5, 0), (200, 160)], ids=["short", "shared prefix, preempted"])
 def test_eight_coefficients_in_one_batch(
     engine: Generator, run: Run, models: Any, prompt_length: int, shared: int
 ) -> None:
@@ -113,8 +109,7 @@ def test_next_token_distribution(engine: Generator, run: Run, models: Any) -> No
     draws = 10_000
     prompt = requests_for([0.5], prompt_length=MODEL_LENGTH - 1)[0].prompt_token_ids
     requests = [
-        GenerationRequest(request_id=f"chi-{i}", prompt_token_ids=prompt, coefficient=0.5, seed=i)
-        for i in range(draws)
+        GenerationRequest(request_id=f"chi-{i}", prompt_token_ids=prompt, coefficient=0.5, seed=i) for i in range(draws)
     ]
     counts = torch.zeros(512, dtype=torch.float64)
     for response in together(engine, run, requests):

@@ -69,9 +69,7 @@ class Served:
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     make, transport = request.param
     loop = asyncio.new_event_loop()
-    served = Served(
-        make=make, transport=transport, root=tmp_path_factory.mktemp("run"), run=loop.run_until_complete
-    )
+    served = Served(make=make, transport=transport, root=tmp_path_factory.mktemp("run"), run=loop.run_until_complete)
     served.run(served.generator.start())
     yield served
     served.publisher.close()
@@ -118,9 +116,7 @@ def test_update_in_flight_splits_the_response_exactly(served: Served) -> None:
     served.update(served.publish(2, served.old))
     ticket = served.publish(3, served.new)
     longs = [
-        GenerationRequest(
-            request_id=f"long-{i}", prompt_token_ids=(5, 6, 7 + i), coefficient=0.3, seed=40 + i
-        )
+        GenerationRequest(request_id=f"long-{i}", prompt_token_ids=(5, 6, 7 + i), coefficient=0.3, seed=40 + i)
         for i in range(3)
     ]
 

@@ -1,0 +1,64 @@
+"""The command line. Imports nothing heavy until a command needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pilaf_ray.config.loader import load_config
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.errors import PilafError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+config_app = typer.Typer(no_args_is_help=True, help="About configurations.")
+app.add_typer(config_app, name="config")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. run.seed=1")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration only.")] = False,
+) -> None:
+    """Align a policy."""
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        typer.echo(settings.model_dump_json(indent=2))
+        return
+    from pilaf_ray.training_run import train as run
+
+    run(settings, resume=resume)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what fits."""
+    from pilaf_ray.doctor import print_report
+
+    print_report()
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configurations, for editors."""
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@config_app.command("docs")
+def config_docs() -> None:
+    """Print docs/configuration.md."""
+    from pilaf_ray.config.reference import markdown
+
+    typer.echo(markdown(), nl=False)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except PilafError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

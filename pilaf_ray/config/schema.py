@@ -1,0 +1,406 @@
+"""The configuration of a run. Strict: an unknown or contradictory key is an error.
+
+Hand-written configurations are YAML; the resolved one is saved as JSON beside the run.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and no key that is not listed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """What the run is called and when it ends."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run and of its folder."""
+    folder: str = "runs"
+    """Where run folders live."""
+    seed: int = 0
+    """Every random choice derives from it."""
+    max_steps: int = Field(ge=1)
+    """Optimiser steps."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Stop after the step under way when this much time has passed."""
+
+
+class ModelSection(Section):
+    """The policy and the reference: Hugging Face folders or hub ids."""
+
+    policy: str
+    """Start of the policy."""
+    reference: str | None = None
+    """The fixed reference; the start of the policy when left out."""
+    dtype: Dtype = "auto"
+    """Number format of generation and reference; auto is bfloat16 where the hardware has it."""
+    max_length: int = Field(ge=8)
+    """Longest prompt and response together, in tokens."""
+
+    @property
+    def reference_path(self) -> str:
+        """The reference that is used."""
+        return self.reference or self.policy
+
+
+class PromptSourceConfig(Section):
+    """Where prompts come from."""
+
+    path: str
+    """A .jsonl, .csv or .parquet file, a hub data set, or builtin:reviews/train|evaluation|final."""
+    column: str = "prompt"
+    """Column that holds the prompt text."""
+    split: str = "train"
+    """Split of a hub data set."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first so many."""
+
+
+class PromptsSection(Section):
+    """Prompts and how they are rendered."""
+
+    train: PromptSourceConfig
+    """Prompts to learn from."""
+    evaluation: PromptSourceConfig
+    """Held-out prompts; never trained on."""
+    system_prompt: str | None = None
+    """System message; the template's own default when left out."""
+    chat_template: bool = True
+    """Render prompts with the tokenizer's chat template."""
+    max_prompt_tokens: int = Field(ge=1)
+    """Longest rendered prompt, in tokens."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a longer prompt; dropped and truncated ones are counted."""
+
+
+class VanillaSamplerConfig(Section):
+    """Both responses from π."""
+
+    type: Literal["vanilla"] = "vanilla"
+    """Discriminator."""
+
+
+class PilafSamplerConfig(Section):
+    """A fair coin between (π, π) and (π⁺, π⁻)."""
+
+    type: Literal["pilaf"] = "pilaf"
+    """Discriminator."""
+    beta: float | None = Field(default=None, gt=0, lt=1)
+    """Mixing coefficient; algorithm.beta when left out, as the theory asks."""
+
+
+class HybridSamplerConfig(Section):
+    """One response from π, one from the reference."""
+
+    type: Literal["hybrid"] = "hybrid"
+    """Discriminator."""
+
+
+class MixBranchConfig(Section):
+    """One branch of a free mixture."""
+
+    weight: float = Field(gt=0)
+    """Relative probability."""
+    coefficient_a: float
+    """Mixing coefficient of side a."""
+    coefficient_b: float
+    """Mixing coefficient of side b."""
+
+
+class MixSamplerConfig(Section):
+    """Any distribution over coefficient pairs."""
+
+    type: Literal["mix"] = "mix"
+    """Discriminator."""
+    branches: list[MixBranchConfig] = Field(min_length=1)
+    """The branches."""
+
+
+SamplerConfig = Annotated[
+    VanillaSamplerConfig | PilafSamplerConfig | HybridSamplerConfig | MixSamplerConfig,
+    Field(discriminator="type"),
+]
+
+
+class GenerationSection(Section):
+    """Sampling and the vLLM engine."""
+
+    max_new_tokens: int = Field(ge=1)
+    """Longest response, in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Applied after the mixing. The theory needs 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """The theory needs 1."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of engines."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Devices an engine."""
+    max_num_seqs: int = Field(default=32, ge=1)
+    """Sequences in one batch."""
+    max_num_batched_tokens: int = Field(default=2048, ge=1)
+    """Tokens in one forward."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """Key-value cache on a CPU, in GiB."""
+    cpu_threads: int = Field(default=1, ge=1)
+    """Threads of an engine on a CPU."""
+    enforce_eager: bool = True
+    """Do not compile or capture graphs."""
+
+
+class ReferenceSection(Section):
+    """The reference model's scorer."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Number of replicas."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens of one forward."""
+    cpu_threads: int = Field(default=1, ge=1)
+    """Threads on a CPU."""
+
+
+class BradleyTerryRuleConfig(Section):
+    """A label drawn with probability σ((r_a − r_b) / temperature)."""
+
+    type: Literal["bradley_terry"] = "bradley_terry"
+    """Discriminator."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Label noise: higher is noisier."""
+
+
+class ArgmaxRuleConfig(Section):
+    """The higher reward wins; equal rewards are a tie."""
+
+    type: Literal["argmax"] = "argmax"
+    """Discriminator."""
+
+
+class SoftRuleConfig(Section):
+    """The probability itself is the label."""
+
+    type: Literal["soft"] = "soft"
+    """Discriminator."""
+
+
+LabelRuleConfig = Annotated[BradleyTerryRuleConfig | ArgmaxRuleConfig | SoftRuleConfig, Field(discriminator="type")]
+
+
+class FunctionOracleConfig(Section):
+    """A Python function that scores texts or compares pairs."""
+
+    type: Literal["function"] = "function"
+    """Discriminator."""
+    target: str = Field(pattern=r"^[\w.]+:\w+$")
+    """Importable function, package.module:callable."""
+    kind: Literal["score", "compare"] = "score"
+    """score(prompts, responses) -> rewards, or compare(prompts, a, b) -> P(a preferred) or None."""
+    scale: float = Field(default=1.0, gt=0)
+    """Multiplies rewards, so that they are log-odds."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of replicas."""
+    label_rule: LabelRuleConfig = BradleyTerryRuleConfig()
+    """From rewards to a label."""
+
+
+class RewardModelOracleConfig(Section):
+    """A sequence-classification model with one output."""
+
+    type: Literal["reward_model"] = "reward_model"
+    """Discriminator."""
+    path: str
+    """Folder or hub id."""
+    dtype: Dtype = "auto"
+    """Number format."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest text, in tokens."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Texts of one forward."""
+    cpu_threads: int = Field(default=1, ge=1)
+    """Threads on a CPU."""
+    chat_template: bool = True
+    """Render prompt and response with the model's own chat template."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of replicas."""
+    label_rule: LabelRuleConfig = BradleyTerryRuleConfig()
+    """From rewards to a label."""
+
+
+OracleConfig = Annotated[FunctionOracleConfig | RewardModelOracleConfig, Field(discriminator="type")]
+
+
+class DpoConfig(Section):
+    """Direct preference optimisation."""
+
+    type: Literal["dpo"] = "dpo"
+    """Discriminator."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the KL term."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Conservative DPO: share of labels assumed to be flipped."""
+
+
+class IpoConfig(Section):
+    """Identity preference optimisation."""
+
+    type: Literal["ipo"] = "ipo"
+    """Discriminator."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the regularisation."""
+
+
+AlgorithmConfig = Annotated[DpoConfig | IpoConfig, Field(discriminator="type")]
+
+
+class LearnerSection(Section):
+    """The DeepSpeed policy learner."""
+
+    ranks: int = Field(default=1, ge=1)
+    """Processes of the group."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    precision: Dtype = "auto"
+    """Compute format; master weights are fp32 either way."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moments."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    batch_pairs: int = Field(ge=1)
+    """Pairs of one step, over all ranks."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens of one forward and backward."""
+    logprob_chunk_tokens: int = Field(default=512, ge=1)
+    """Response tokens whose logits exist at one time."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    cpu_threads: int = Field(default=1, ge=1)
+    """Threads of a rank on a CPU."""
+
+
+class PipelineSection(Section):
+    """How the roles overlap."""
+
+    max_staleness_steps: int = Field(default=1, ge=0)
+    """No trained pair is older, in policy versions; 0 is synchronous training."""
+    label_batch_pairs: int = Field(default=4, ge=1)
+    """Pairs that go to the oracle and the reference at once."""
+    call_seconds: float = Field(default=600.0, gt=0)
+    """Deadline of a call to any role."""
+
+
+class WeightsSection(Section):
+    """How new weights reach the generators."""
+
+    transport: Literal["gloo", "filesystem"] = "filesystem"
+    """gloo needs a network path between learner and generators, filesystem a shared folder."""
+    deadline_seconds: float = Field(default=120.0, gt=0)
+    """For each phase of an update."""
+    probe_tolerance: float | None = Field(default=0.05, gt=0)
+    """Largest difference of a token's log-probability, engine against learner; null to skip."""
+
+
+class CheckpointSection(Section):
+    """Checkpoints."""
+
+    every_steps: int = Field(default=50, ge=1)
+    """One is always written at the end, too."""
+    keep_last: int = Field(default=2, ge=1)
+    """Older ones are removed."""
+
+
+class EvaluationSection(Section):
+    """Held-out evaluation."""
+
+    prompts: int = Field(default=64, ge=2)
+    """Number of held-out prompts."""
+    every_steps: int = Field(default=0, ge=0)
+    """0: at the start and at the end only."""
+    sample_prompts: int = Field(default=3, ge=0)
+    """Prompts shown with their answers in the report."""
+
+
+class LoggingSection(Section):
+    """Where curves go."""
+
+    wandb: Literal["auto", "offline", "disabled"] = "disabled"
+    """auto: online where logged in, offline otherwise."""
+    wandb_project: str = "pilaf-ray"
+    """Project name."""
+
+
+class ResourcesSection(Section):
+    """What one replica of each role asks of Ray."""
+
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else a private local one."""
+    generator_cpus: float = Field(default=1.0, ge=0)
+    """CPUs of a generator."""
+    generator_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a generator."""
+    learner_cpus: float = Field(default=1.0, ge=0)
+    """CPUs of a learner rank."""
+    learner_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a learner rank."""
+    reference_cpus: float = Field(default=0.0, ge=0)
+    """CPUs of a reference replica."""
+    reference_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a reference replica."""
+    oracle_cpus: float = Field(default=0.0, ge=0)
+    """CPUs of an oracle replica."""
+    oracle_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of an oracle replica."""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    run: RunSection
+    model: ModelSection
+    prompts: PromptsSection
+    sampler: SamplerConfig
+    generation: GenerationSection
+    reference: ReferenceSection = ReferenceSection()
+    oracle: OracleConfig
+    algorithm: AlgorithmConfig = DpoConfig()
+    learner: LearnerSection
+    pipeline: PipelineSection = PipelineSection()
+    weights: WeightsSection = WeightsSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
+    resources: ResourcesSection = ResourcesSection()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        needed = self.prompts.max_prompt_tokens + self.generation.max_new_tokens
+        if needed > self.model.max_length:
+            raise ValueError(
+                f"prompts.max_prompt_tokens + generation.max_new_tokens = {needed} exceeds "
+                f"model.max_length = {self.model.max_length}: raise the last or lower one of the first two"
+            )
+        return self
+
+    @property
+    def total_cpus(self) -> float:
+        """Logical CPUs that all roles together ask for."""
+        r = self.resources
+        return (
+            r.generator_cpus * self.generation.replicas
+            + r.learner_cpus * self.learner.ranks
+            + r.reference_cpus * self.reference.replicas
+            + r.oracle_cpus * self.oracle.replicas
+        )

@@ -1,0 +1,151 @@
+"""Prompts: reading, rendering, and a resumable order."""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilaf_ray.data.demo_prompts import demo_prompts
+from pilaf_ray.errors import ModelError, PromptError
+from pilaf_ray.types import Prompt
+
+_BUILTIN = "builtin:reviews/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptSet:
+    """Prompts that fit, and how many did not."""
+
+    prompts: tuple[Prompt, ...]
+    dropped: int
+    truncated: int
+
+
+def load_prompts(
+    *,
+    path: str,
+    column: str,
+    split: str,
+    limit: int | None,
+    tokenizer_path: str,
+    system_prompt: str | None,
+    chat_template: bool,
+    max_prompt_tokens: int,
+    overlong: str,
+) -> PromptSet:
+    """Read, render and tokenise; duplicates are kept once. Raises PromptError or ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model.policy: no tokenizer in '{tokenizer_path}': {reason}") from error
+    texts = list(dict.fromkeys(_read(path, column=column, split=split)))[:limit]
+    if not texts:
+        raise PromptError(f"{path}: no prompts in column '{column}'")
+    prompts, dropped, truncated = [], 0, 0
+    for text in texts:
+        tokens = render(tokenizer, text, system_prompt=system_prompt, chat_template=chat_template)
+        if len(tokens) > max_prompt_tokens:
+            if overlong == "error":
+                raise PromptError(
+                    f"{path}: a prompt has {len(tokens)} tokens, prompts.max_prompt_tokens is "
+                    f"{max_prompt_tokens}: raise it, or set prompts.overlong: drop; it begins '{text[:40]}'"
+                )
+            if overlong == "drop":
+                dropped += 1
+                continue
+            truncated += 1
+            # The end holds the question and the template's turn marker, so the beginning goes.
+            tokens = tokens[-max_prompt_tokens:]
+        prompts.append(Prompt(prompt_id=prompt_identity(text), text=text, token_ids=tuple(tokens)))
+    if not prompts:
+        raise PromptError(
+            f"{path}: all {dropped} prompts are longer than prompts.max_prompt_tokens={max_prompt_tokens}: raise it"
+        )
+    return PromptSet(prompts=tuple(prompts), dropped=dropped, truncated=truncated)
+
+
+def prompt_identity(text: str) -> str:
+    """A prompt's name, from its text alone."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def render(tokenizer: Any, text: str, *, system_prompt: str | None, chat_template: bool) -> list[int]:
+    """Token ids of one user turn, ready for the model's answer."""
+    if not chat_template:
+        return list(tokenizer(text)["input_ids"])
+    messages = [{"role": "user", "content": text}]
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def _read(path: str, *, column: str, split: str) -> list[str]:
+    if path.startswith(_BUILTIN):
+        return demo_prompts(path.removeprefix(_BUILTIN))
+    file = Path(path)
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if file.suffix in readers:
+        if not file.is_file():
+            raise PromptError(f"{path}: there is no such prompt file")
+        return readers[file.suffix](file, column)
+    from datasets import load_dataset
+
+    return [str(row[column]) for row in load_dataset(path, split=split)]
+
+
+def _read_jsonl(file: Path, column: str) -> list[str]:
+    texts = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            texts.append(str(json.loads(line)[column]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PromptError(f"{file}:{number}: not a JSON object with the key '{column}'") from error
+    return texts
+
+
+def _read_csv(file: Path, column: str) -> list[str]:
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        if column not in (reader.fieldnames or []):
+            raise PromptError(f"{file}: no column '{column}'; it has {', '.join(reader.fieldnames or [])}")
+        return [row[column] for row in reader]
+
+
+def _read_parquet(file: Path, column: str) -> list[str]:
+    import pyarrow.parquet as parquet
+
+    names = parquet.read_schema(file).names
+    if column not in names:
+        raise PromptError(f"{file}: no column '{column}'; it has {', '.join(names)}")
+    return [str(value) for value in parquet.read_table(file, columns=[column])[column].to_pylist()]
+
+
+class PromptCursor:
+    """An endless, reproducible order: each epoch is a permutation drawn from (seed, epoch).
+
+    The position alone is the state, so any position can be asked for at any time.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+        self._prompts = list(prompts)
+        self._seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def at(self, position: int) -> tuple[int, Prompt]:
+        """(epoch, prompt) at ``position``, from 0."""
+        epoch, offset = divmod(position, len(self._prompts))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = list(range(len(self._prompts)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
+        return epoch, self._prompts[self._order[offset]]

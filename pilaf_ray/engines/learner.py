@@ -1,0 +1,226 @@
+"""The policy learner: DeepSpeed ZeRO 0–3 on preference losses."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pilaf_ray.data.collate import TokenPair, collate, micro_batches
+from pilaf_ray.engines.learner_setup import join_group, make_engine
+from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_row, write_hf_folder
+from pilaf_ray.errors import NonFiniteLossError
+from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
+from pilaf_ray.observability.usage import UsageClock
+from pilaf_ray.types import LabeledPair, RoleUsage, StepResult
+
+# DeepSpeed divides by the number of accumulation steps; any number above 1 selects its accumulating code
+# path, and the boundary is set by hand because the number of micro-batches differs from step to step.
+_ACCUMULATION = 2
+
+
+class PolicyLearner:
+    """One rank of the policy learner; every method is called on all ranks together.
+
+    Each rank is given the whole batch and takes its share, so results do not depend on
+    the number of ranks: the loss is the mean over all pairs of the batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        rank: int,
+        world_size: int,
+        master_addr: str,
+        master_port: int,
+        zero_stage: int,
+        precision: str,
+        loss: str,
+        beta: float,
+        label_smoothing: float,
+        learning_rate: float,
+        lr_schedule: str,
+        warmup_steps: int,
+        total_steps: int,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        max_grad_norm: float = 1.0,
+        micro_batch_tokens: int,
+        logprob_chunk_tokens: int = 512,
+        gradient_checkpointing: bool = False,
+        cpu_threads: int = 1,
+        seed: int = 0,
+        dump_folder: Path,
+    ) -> None:
+        torch.set_num_threads(cpu_threads)
+        torch.manual_seed(seed)
+        join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
+        self._rank, self._world_size = rank, world_size
+        self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
+        self._max_tokens, self._dump_folder = micro_batch_tokens, dump_folder
+        self._clock = UsageClock(f"learner-{rank}")
+        network: Any = load_network(model_path, dtype=torch.float32)
+        if gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._engine, self._schedule = make_engine(
+            ScoringModel(network, chunk_tokens=logprob_chunk_tokens),
+            zero_stage=zero_stage,
+            precision=precision,
+            accumulation=_ACCUMULATION,
+            learning_rate=learning_rate,
+            lr_schedule=lr_schedule,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            weight_decay=weight_decay,
+            betas=betas,
+            max_grad_norm=max_grad_norm,
+        )
+        self._serving_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+    def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
+        """One optimiser step on the mean loss of ``batch``.
+
+        Raises:
+            NonFiniteLossError: on every rank, before any weight changes; the batch is saved.
+        """
+        with self._clock.busy():
+            self._engine.train()
+            groups = self._share(batch)
+            totals: dict[str, float] = {}
+            for number, group in enumerate(groups):
+                self._engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
+                pairs = [batch[i] for i in group] or [batch[0]]
+                outputs = self._forward(pairs)
+                # A rank without work in this round still takes part in the collectives, with weight zero.
+                weight = 1.0 if group else 0.0
+                self._check_finite(step, outputs, batch)
+                total = outputs.loss.sum() * weight
+                self._engine.backward(total * (self._world_size * _ACCUMULATION / len(batch)))
+                _add(totals, "loss", float(total.detach()))
+                for name, values in outputs.metrics.items():
+                    _add(totals, name, float(values.sum()) * weight)
+            learning_rate = float(self._engine.get_lr()[0])
+            self._engine.step()
+            self._schedule.step()
+            means = self._reduce(totals, len(batch))
+        metrics = {name: value for name, value in means.items() if name != "loss"}
+        grad_norm = self._engine.get_global_grad_norm()
+        if grad_norm is not None:  # ZeRO-0 in fp32 clips but does not tell
+            metrics["grad_norm"] = float(grad_norm)
+        metrics["learning_rate"] = learning_rate
+        return StepResult(step=step, loss=means["loss"], metrics=metrics)
+
+    def _share(self, batch: Sequence[LabeledPair]) -> list[list[int]]:
+        """This rank's micro-batches; every rank gets the same number of them."""
+        lengths = [
+            len(item.pair.plan.prompt.token_ids) + max(len(item.pair.a.token_ids), len(item.pair.b.token_ids))
+            for item in batch
+        ]
+        groups = micro_batches(lengths, rows_per_item=2, max_tokens=self._max_tokens)
+        if len(groups) < self._world_size:
+            order = [index for group in groups for index in group]
+            groups = [order[rank :: self._world_size] for rank in range(self._world_size)]
+        rounds = -(-len(groups) // self._world_size)
+        mine = groups[self._rank :: self._world_size]
+        return mine + [[] for _ in range(rounds - len(mine))]
+
+    def _forward(self, pairs: Sequence[LabeledPair]) -> LossOutputs:
+        items: list[TokenPair] = []
+        for item in pairs:
+            prompt = item.pair.plan.prompt.token_ids
+            items += [(prompt, item.pair.a.token_ids), (prompt, item.pair.b.token_ids)]
+        batch = collate(items)
+        sums = sum_by_row(self._engine(batch), batch)
+
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=sums.device)
+
+        inputs = PreferenceInputs(
+            policy_a=sums[0::2],
+            policy_b=sums[1::2],
+            reference_a=column([item.reference.a for item in pairs]),
+            reference_b=column([item.reference.b for item in pairs]),
+            length_a=column([len(item.pair.a.token_ids) for item in pairs]),
+            length_b=column([len(item.pair.b.token_ids) for item in pairs]),
+            probability=column([_probability(item) for item in pairs]),
+        )
+        return self._loss(inputs, beta=self._beta, label_smoothing=self._smoothing)
+
+    def _check_finite(self, step: int, outputs: LossOutputs, batch: Sequence[LabeledPair]) -> None:
+        bad = torch.tensor(float(not torch.isfinite(outputs.loss).all()))
+        if self._world_size > 1:
+            torch.distributed.all_reduce(bad)
+        if bad.item() == 0:
+            return
+        path = self._dump_folder / f"step-{step}.json"
+        if self._rank == 0:
+            self._dump_folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps([asdict(item) for item in batch]))
+        raise NonFiniteLossError(
+            f"step {step}: the loss is not finite; no weight was changed, the batch is in {path}. "
+            "Lower learner.learning_rate or look at the batch's log-probabilities"
+        )
+
+    def _reduce(self, totals: dict[str, float], count: int) -> dict[str, float]:
+        names = sorted(totals)
+        values = torch.tensor([totals[name] for name in names], dtype=torch.float64)
+        if self._world_size > 1:
+            torch.distributed.all_reduce(values)
+        return {name: value / count for name, value in zip(names, values.tolist(), strict=True)}
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and full tensors, in the dtype that is served.
+
+        Under ZeRO-3 each parameter is gathered on its own, so at most one is whole at a
+        time; all ranks must walk the iterator together. A tied output head appears once,
+        as the input embedding.
+        """
+        import deepspeed
+
+        for name, parameter in self._engine.module.network.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                yield name, parameter.detach().to("cpu", self._serving_dtype, copy=True)
+
+    @torch.no_grad()
+    def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
+        """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
+        self._engine.eval()
+        batch = collate(items)
+        logprobs = self._engine(batch)
+        return [logprobs[batch.token_row == row].tolist() for row in range(len(items))]
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's native checkpoint, the RNG state, and a Hugging Face folder ``hf/``."""
+        self._engine.save_checkpoint(
+            str(folder),
+            tag="deepspeed",
+            save_latest=False,
+            client_state={"schedule": self._schedule.state_dict()},
+        )
+        torch.save(torch.get_rng_state(), folder / f"rng-{self._rank}.pt")
+        weights = dict(self.named_weights())
+        if self._rank == 0:
+            write_hf_folder(self._engine.module.network, weights, folder / "hf")
+
+    def load(self, folder: Path) -> None:
+        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        _, client_state = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        self._schedule.load_state_dict(client_state["schedule"])
+        torch.set_rng_state(torch.load(folder / f"rng-{self._rank}.pt", weights_only=True))
+
+    def usage(self) -> RoleUsage:
+        """Busy time and peak memory."""
+        return self._clock.usage()
+
+
+def _probability(item: LabeledPair) -> float:
+    assert item.label.probability is not None, "an abstained pair is never trained on"
+    return item.label.probability
+
+
+def _add(totals: dict[str, float], name: str, value: float) -> None:
+    totals[name] = totals.get(name, 0.0) + value

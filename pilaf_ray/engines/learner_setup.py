@@ -1,0 +1,87 @@
+"""Joining a process group and making a DeepSpeed engine."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def join_group(*, rank: int, world_size: int, master_addr: str, master_port: int) -> None:
+    """Set the rendezvous and pick the accelerator, before DeepSpeed is imported.
+
+    All five variables are needed, or DeepSpeed goes looking for MPI. LOCAL_RANK is 0
+    because Ray shows each actor its own devices only; LOCAL_SIZE stays unset, or
+    DeepSpeed would use a shared-memory collective that waits without a time-out.
+    """
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",
+        MASTER_ADDR=master_addr,
+        MASTER_PORT=str(master_port),
+    )
+    os.environ.pop("LOCAL_SIZE", None)
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", "3")
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def schedule_factor(name: str, *, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Learning-rate factor of step number ``done`` (0 for the first): linear warm-up, then ``name``."""
+
+    def factor(done: int) -> float:
+        if done < warmup_steps:
+            return (done + 1) / (warmup_steps + 1)
+        progress = min(1.0, (done - warmup_steps) / max(1, total_steps - warmup_steps))
+        if name == "linear":
+            return 1.0 - progress
+        if name == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return 1.0
+
+    return factor
+
+
+def make_engine(
+    model: nn.Module,
+    *,
+    zero_stage: int,
+    precision: str,
+    accumulation: int,
+    learning_rate: float,
+    lr_schedule: str,
+    warmup_steps: int,
+    total_steps: int,
+    weight_decay: float,
+    betas: tuple[float, float],
+    max_grad_norm: float,
+) -> tuple[Any, LambdaLR]:
+    """A DeepSpeed engine and its schedule.
+
+    With ``bfloat16`` the optimizer keeps fp32 master weights: small learning rates
+    round away in bf16.
+    """
+    import deepspeed
+
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if precision == "bfloat16":
+        settings["bf16"] = {"enabled": True}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    factor = schedule_factor(lr_schedule, warmup_steps=warmup_steps, total_steps=total_steps)
+    schedule = LambdaLR(optimizer, factor)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return engine, schedule

@@ -1,0 +1,45 @@
+"""One line of metrics.jsonl; docs/metrics.md says what each key means."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pilaf_ray.pipeline.controller import StepReport
+from pilaf_ray.types import LabeledPair, SampledResponse
+
+
+def step_metrics(report: StepReport) -> dict[str, Any]:
+    """Metrics of one learner step."""
+    responses = [response for item in report.batch for response in (item.pair.a, item.pair.b)]
+    lengths = [len(response.token_ids) for response in responses]
+    return {
+        "step": report.result.step,
+        "loss": report.result.loss,
+        **{f"train/{name}": value for name, value in report.result.metrics.items()},
+        "reward/policy": _mean([reward for _, reward, _ in _on_policy(report.batch) if reward is not None]),
+        "kl/policy": _mean([sum(r.logprobs) - reference for r, _, reference in _on_policy(report.batch)]),
+        "age/mean": _mean([float(age) for age in report.ages]),
+        "age/max": max(report.ages),
+        "response/tokens": _mean([float(length) for length in lengths]),
+        "pairs/interpolated": sum(item.pair.plan.branch == "interpolated" for item in report.batch),
+        "pairs/in_flight": report.in_flight,
+        "time/wait": report.wait_seconds,
+        "time/train": report.train_seconds,
+        "time/sync": report.sync_seconds,
+    }
+
+
+def _on_policy(batch: Sequence[LabeledPair]) -> list[tuple[SampledResponse, float | None, float]]:
+    """(response, oracle's reward, log π_ref) of the responses with coefficient 0."""
+    sides = [
+        (side, reward, reference)
+        for item in batch
+        for side, reward, reference in (
+            (item.pair.a, item.label.reward_a, item.reference.a),
+            (item.pair.b, item.label.reward_b, item.reference.b),
+        )
+    ]
+    return [side for side in sides if side[0].coefficient == 0.0]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,303 @@
+"""The loops that move pairs between the roles.
+
+     plan loop ──▶ one task a pair ──▶ label loop ──▶ ready (heap by plan index) ──▶ learner loop
+        ▲          generates a and b    oracle and                                      │
+        │                               reference, side by side                         │ step
+        │                                   │ abstained                                 ▼
+        └──────────── staleness gate ◀──────┴─────────────── slots ◀── weight sync ◀────┘
+
+The controller holds no model, no Ray and no torch. Everything that must survive is in
+the store before the next loop sees it.
+"""
+
+import asyncio
+import heapq
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from pilaf_ray.pipeline.gate import StalenessGate
+from pilaf_ray.pipeline.ports import (
+    GeneratorPort,
+    LearnerPort,
+    OraclePort,
+    ReferencePort,
+    StorePort,
+    WeightSyncPort,
+)
+from pilaf_ray.types import GenerationRequest, LabeledPair, PairPlan, ResponsePair, StepResult
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """One learner step as the controller saw it."""
+
+    result: StepResult
+    batch: Sequence[LabeledPair]
+    ages: Sequence[int]
+    """Policy versions between sampling and training, pair by pair."""
+    wait_seconds: float
+    train_seconds: float
+    sync_seconds: float
+    in_flight: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnfinishedWork:
+    """What an interrupted run left behind."""
+
+    planned: Sequence[PairPlan] = ()
+    sampled: Sequence[ResponsePair] = ()
+    labeled: Sequence[LabeledPair] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ports:
+    """The roles that the controller talks to."""
+
+    generator: GeneratorPort
+    reference: ReferencePort
+    oracle: OraclePort
+    learner: LearnerPort
+    store: StorePort
+    weight_sync: WeightSyncPort
+
+
+class Controller:
+    """Runs steps ``start_step + 1`` to ``max_steps``.
+
+    Args:
+        plan: the pair plan at an index; a pure function of the index.
+        next_index: index of the first new plan.
+        after_step: called after each step's weights are served; may checkpoint or evaluate.
+        max_seconds: stop after the step under way when this much time has passed.
+    """
+
+    def __init__(
+        self,
+        *,
+        ports: Ports,
+        plan: Callable[[int], PairPlan],
+        next_index: int,
+        batch_pairs: int,
+        max_staleness_steps: int,
+        label_batch_pairs: int,
+        start_step: int,
+        max_steps: int,
+        after_step: Callable[[StepReport], Awaitable[None]],
+        unfinished: UnfinishedWork | None = None,
+        max_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ports = ports
+        self._plan = plan
+        self._next_index = next_index
+        self._batch_pairs = batch_pairs
+        self._label_batch = label_batch_pairs
+        self._step = start_step
+        self._max_steps = max_steps
+        self._after_step = after_step
+        self._clock = clock
+        self._deadline = None if max_seconds is None else clock() + max_seconds
+        self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=batch_pairs)
+        self._sampled: asyncio.Queue[ResponsePair] = asyncio.Queue()
+        self._ready: list[tuple[int, LabeledPair]] = []
+        self._open: list[int] = []
+        self._changed = asyncio.Event()
+        self._stop = False
+        self._unfinished = unfinished or UnfinishedWork()
+        # Pairs that will be trained on: those in flight and those still to be planned.
+        self._to_plan = (max_steps - start_step) * batch_pairs
+
+    @property
+    def step(self) -> int:
+        """The last step that is finished."""
+        return self._step
+
+    def request_stop(self) -> None:
+        """Finish the step under way, then return from :meth:`run`."""
+        self._stop = True
+        self._changed.set()
+
+    async def run(self) -> int:
+        """Run until done, stopped or failed; returns the last finished step.
+
+        The first error of any loop cancels the others and is raised as itself.
+        """
+        learner = asyncio.create_task(self._learner_loop(), name="learner loop")
+        workers = [
+            asyncio.create_task(self._plan_loop(), name="plan loop"),
+            asyncio.create_task(self._label_loop(), name="label loop"),
+        ]
+        try:
+            done, _ = await asyncio.wait([learner, *workers], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if error := task.exception():
+                    raise _first(error)
+            # Workers run until cancelled, so the learner loop has come to its end.
+        finally:
+            for task in (learner, *workers):
+                task.cancel()
+            await asyncio.gather(learner, *workers, return_exceptions=True)
+        return self._step
+
+    async def _plan_loop(self) -> None:
+        """Consumes plan indices and the unfinished work of an earlier attempt.
+
+        Produces responses. Waits for a slot of the gate; unblocked by the learner loop
+        (slots of trained pairs) and the label loop (slots of abstained pairs).
+        """
+        async with asyncio.TaskGroup() as sampling:
+            for planned in self._resume():
+                sampling.create_task(self._sample(planned))
+            while True:
+                count = min(await self.gate.wait_for_slot(), self._to_plan)
+                if count == 0:
+                    self._changed.clear()
+                    await self._changed.wait()
+                    continue
+                plans = [self._plan(self._next_index + offset) for offset in range(count)]
+                self._next_index += count
+                self._to_plan -= count
+                self._take(plans)
+                await self._ports.store.add_plans(plans)
+                for plan in plans:
+                    sampling.create_task(self._sample(plan))
+
+    def _resume(self) -> Sequence[PairPlan]:
+        """Put unfinished pairs back where they were; returns the plans to sample again."""
+        left = self._unfinished
+        plans = [
+            *left.planned,
+            *(pair.plan for pair in left.sampled),
+            *(item.pair.plan for item in left.labeled),
+        ]
+        self._to_plan = max(0, self._to_plan - len(plans))
+        self._take(plans)
+        for pair in left.sampled:
+            self._sampled.put_nowait(pair)
+        for item in left.labeled:
+            heapq.heappush(self._ready, (item.pair.plan.index, item))
+        self._changed.set()
+        return left.planned
+
+    def _take(self, plans: Sequence[PairPlan]) -> None:
+        self.gate.admit(len(plans))
+        for plan in plans:
+            heapq.heappush(self._open, plan.index)
+
+    async def _sample(self, plan: PairPlan) -> None:
+        """Generate both sides at the same time and hand the pair on."""
+        prompt = plan.prompt.token_ids
+        a, b = await asyncio.gather(
+            *(
+                self._ports.generator.generate(
+                    GenerationRequest(
+                        request_id=f"{plan.pair_id}-{side}",
+                        prompt_token_ids=prompt,
+                        coefficient=coefficient,
+                        seed=seed,
+                    )
+                )
+                for side, coefficient, seed in (
+                    ("a", plan.coefficient_a, plan.seed_a),
+                    ("b", plan.coefficient_b, plan.seed_b),
+                )
+            )
+        )
+        self._sampled.put_nowait(ResponsePair(plan=plan, a=a, b=b))
+
+    async def _label_loop(self) -> None:
+        """Consumes sampled pairs in small batches; produces labelled pairs.
+
+        Waits for the first sampled pair and takes what else is there; unblocked by any
+        finished generation. Several batches are labelled at once, so a slow oracle does
+        not hold up the reference.
+        """
+        async with asyncio.TaskGroup() as labelling:
+            while True:
+                pairs = [await self._sampled.get()]
+                while len(pairs) < self._label_batch and not self._sampled.empty():
+                    pairs.append(self._sampled.get_nowait())
+                await self._ports.store.add_responses(pairs)
+                labelling.create_task(self._label(pairs))
+
+    async def _label(self, pairs: Sequence[ResponsePair]) -> None:
+        labels, references = await asyncio.gather(self._ports.oracle.label(pairs), self._ports.reference.score(pairs))
+        await self._ports.store.add_labels(labels, references)
+        for pair, label, reference in zip(pairs, labels, references, strict=True):
+            if label.is_abstention:
+                # The pair leaves the order; one planned later, under newer weights, replaces it.
+                self._open.remove(pair.plan.index)
+                heapq.heapify(self._open)
+                self._to_plan += 1
+                self.gate.release(1)
+            else:
+                item = LabeledPair(pair=pair, label=label, reference=reference)
+                heapq.heappush(self._ready, (pair.plan.index, item))
+        self._changed.set()
+
+    def _next_batch(self) -> list[LabeledPair] | None:
+        """The next pairs in plan order, once all of them are labelled."""
+        wanted = heapq.nsmallest(self._batch_pairs, self._open)
+        ready = [index for index, _ in heapq.nsmallest(self._batch_pairs, self._ready, key=lambda x: x[0])]
+        if len(wanted) < self._batch_pairs or ready != wanted:
+            return None
+        for _ in wanted:
+            heapq.heappop(self._open)
+        return [heapq.heappop(self._ready)[1] for _ in wanted]
+
+    async def _learner_loop(self) -> None:
+        """Consumes batches of labelled pairs strictly in plan order; produces weights.
+
+        Waits for the next pairs of the order, even where later ones are ready: that is
+        what bounds the age. Unblocked by the label loop. Slots are released only after
+        the new weights are served everywhere.
+        """
+        while self._step < self._max_steps and not self._out_of_time():
+            started = self._clock()
+            batch = await self._wait_for_batch()
+            if batch is None:
+                return
+            step = self._step + 1
+            taken = self._clock()
+            result = await self._ports.learner.train_step(step, batch)
+            trained = self._clock()
+            await self._ports.store.mark_trained(step, [item.pair_id for item in batch])
+            await self._ports.weight_sync.sync(step)
+            self._step = step
+            self.gate.release(len(batch))
+            await self._after_step(
+                StepReport(
+                    result=result,
+                    batch=batch,
+                    ages=[step - 1 - item.pair.min_policy_version for item in batch],
+                    wait_seconds=taken - started,
+                    train_seconds=trained - taken,
+                    sync_seconds=self._clock() - trained,
+                    in_flight=self.gate.in_flight,
+                )
+            )
+
+    async def _wait_for_batch(self) -> list[LabeledPair] | None:
+        """The next batch, or None when a stop was requested."""
+        while not self._stop:
+            batch = self._next_batch()
+            if batch is not None:
+                return batch
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    def _out_of_time(self) -> bool:
+        return self._deadline is not None and self._clock() >= self._deadline
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that started it, out of the groups that task groups wrap around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,54 @@
+"""The order of a weight update, and nothing else: push, pull, (probe,) release."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from pilaf_ray.errors import WeightSyncError
+
+Update = TypeVar("Update")
+
+
+class WeightSync(Generic[Update]):
+    """Moves one version at a time from the learner to every generator.
+
+    Args:
+        push: publishes a version and returns what generators need to fetch it.
+        pulls: one callable a generator; returns once that generator serves the version.
+        probe: checks behaviour after the pull, or None.
+        deadline_seconds: for each phase.
+    """
+
+    def __init__(
+        self,
+        *,
+        push: Callable[[int], Awaitable[Update]],
+        pulls: Sequence[Callable[[Update], Awaitable[None]]],
+        probe: Callable[[int], Awaitable[None]] | None,
+        deadline_seconds: float,
+    ) -> None:
+        self._push = push
+        self._pulls = list(pulls)
+        self._probe = probe
+        self._deadline = deadline_seconds
+
+    async def sync(self, version: int) -> None:
+        """On return every generator samples with ``version``; raises WeightSyncError."""
+        update = await self._within("push from the policy learner", version, self._push(version))
+        await asyncio.gather(
+            *(
+                self._within(f"pull by generator {replica}", version, pull(update))
+                for replica, pull in enumerate(self._pulls)
+            )
+        )
+        if self._probe is not None:
+            await self._within("probe after the update", version, self._probe(version))
+
+    async def _within(self, phase: str, version: int, work: Awaitable[Update]) -> Update:
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await work
+        except TimeoutError as error:
+            raise WeightSyncError(
+                f"weights version {version}: {phase} took longer than weights.deadline_seconds={self._deadline:g}"
+            ) from error

@@ -1,0 +1,69 @@
+"""The folder of one run, owned by one process at a time."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilaf_ray.errors import RunFolderError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """Paths of a run; see docs/architecture.md."""
+
+    path: Path
+    attempt: int
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a learner step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Starts, weight versions, evaluations, checkpoints."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints by step."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of this attempt, one file a role."""
+        return self.path / "logs" / f"attempt_{self.attempt}"
+
+    @property
+    def report(self) -> Path:
+        """The final report."""
+        return self.path / "report"
+
+
+@contextmanager
+def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[RunFolder]:
+    """Create or reopen the folder and hold its lock; the lock dies with the process.
+
+    Raises:
+        RunFolderError: in use, already there without ``resume``, or missing with it.
+    """
+    config_file = path / "config.json"
+    if config_file.exists() and not resume:
+        raise RunFolderError(f"{path} holds a run already: add --resume, or choose another run.name")
+    if resume and not config_file.exists():
+        raise RunFolderError(f"{path} holds no run to resume: start it without --resume")
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(f"{path} is in use by a running job: stop it, or choose another run.name") from error
+        config_file.write_text(json.dumps(json.loads(config_json), indent=2))
+        attempt = len(list((path / "logs").glob("attempt_*"))) + 1
+        folder = RunFolder(path=path, attempt=attempt)
+        folder.logs.mkdir(parents=True)
+        folder.checkpoints.mkdir(exist_ok=True)
+        yield folder

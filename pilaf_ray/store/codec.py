@@ -1,0 +1,53 @@
+"""Typed messages to and from the ledger's JSON columns."""
+
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from pilaf_ray.store.tables import PairRow
+from pilaf_ray.types import (
+    LabeledPair,
+    PairPlan,
+    PreferenceLabel,
+    ReferenceLogprobs,
+    ResponsePair,
+    SampledResponse,
+)
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def encode(message: Any) -> str:
+    """JSON text of a message of :mod:`pilaf_ray.types`."""
+    return _adapter(type(message)).dump_json(message).decode()
+
+
+def decode(kind: type[T], text: str | None) -> T:
+    """The message that :func:`encode` wrote."""
+    assert text is not None, f"the ledger holds no {kind.__name__} here"
+    message: T = _adapter(kind).validate_json(text)
+    return message
+
+
+def decode_pair(row: PairRow) -> ResponsePair:
+    """A sampled pair."""
+    return ResponsePair(
+        plan=decode(PairPlan, row.plan),
+        a=decode(SampledResponse, row.response_a),
+        b=decode(SampledResponse, row.response_b),
+    )
+
+
+def decode_labeled(row: PairRow) -> LabeledPair:
+    """A labelled pair."""
+    return LabeledPair(
+        pair=decode_pair(row),
+        label=decode(PreferenceLabel, row.label),
+        reference=decode(ReferenceLogprobs, row.reference),
+    )

@@ -1,0 +1,316 @@
+"""One run, from validated configuration to report."""
+
+import asyncio
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from pilaf_ray import build
+from pilaf_ray.actors.cluster import ray_cluster
+from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
+from pilaf_ray.actors.weights import make_weight_sync
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.data.collate import TokenPair
+from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.evaluation.evaluator import Evaluator
+from pilaf_ray.evaluation.report import EvaluationResult, RunTotals, summarize, write_report
+from pilaf_ray.evaluation.step_metrics import step_metrics
+from pilaf_ray.observability.live_view import LiveView
+from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.sinks import EventLog, JsonlSink
+from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.run_folder import RunFolder, open_run_folder
+from pilaf_ray.types import PairState
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Run ``config`` to its end, or until Ctrl-C; returns the run folder.
+
+    Raises:
+        PilafError: with one line that says what is wrong and how to mend it.
+    """
+    console = console or Console()
+    inputs = build.build_inputs(config)
+    path = Path(config.run.folder) / config.run.name
+    with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
+        setup_logging("controller", folder.logs)
+        with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
+            asyncio.run(TrainingRun(config, inputs, folder, console).run(resume=resume))
+    return path
+
+
+class TrainingRun:
+    """Starts the roles, drives the controller, keeps the records."""
+
+    def __init__(self, config: RunConfig, inputs: build.RunInputs, folder: RunFolder, console: Console) -> None:
+        self._config = config
+        self._inputs = inputs
+        self._folder = folder
+        self._console = console
+        self._started = time.monotonic()
+        self._metrics = JsonlSink(folder.metrics)
+        self._events = EventLog(folder.events)
+        self._checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
+        self._evaluations: list[EvaluationResult] = []
+        self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
+        self._roles: Roles | None = None
+        self._view = LiveView(
+            console=console,
+            name=config.run.name,
+            max_steps=config.run.max_steps,
+            max_staleness_steps=config.pipeline.max_staleness_steps,
+            roles=self._role_lines,
+        )
+        self._training_from = self._started
+        self._busy_before: dict[str, float] = {}
+
+    async def run(self, *, resume: bool) -> None:
+        """The whole run; on Ctrl-C the step under way is finished and saved."""
+        with self._view:
+            self._events.record("run started", attempt=self._folder.attempt)
+            self._view.phase("loading models")
+            roles = await self._start_roles()
+            start_step, unfinished, next_index = await self._restore(roles, resume=resume)
+            evaluator = self._evaluator(roles)
+            self._load_evaluations(start_step)
+            if not self._evaluations:
+                await self._evaluate(evaluator, start_step)
+            finished = await self._train(roles, evaluator, start_step, unfinished, next_index)
+            if finished < self._config.run.max_steps and self._stopped:
+                self._view.phase(f"stopped after step {finished}; continue with --resume")
+                return
+            if self._evaluations[-1].step != finished:
+                await self._evaluate(evaluator, finished)
+            text = await self._report(roles, finished)
+        self._console.print(Markdown(text))
+        self._console.print(f"report: {self._folder.report}", markup=False)
+
+    async def _start_roles(self) -> Roles:
+        config, inputs, r = self._config, self._inputs, self._config.resources
+        launcher = RoleLauncher(logs=str(self._folder.logs.resolve()), call_seconds=config.pipeline.call_seconds)
+        publisher = {
+            "transport": config.weights.transport,
+            "folder": str((self._folder.path / "weights").resolve()),
+            "timeout_seconds": config.weights.deadline_seconds,
+        }
+        generation, learner = config.generation, config.learner
+        generators, reference, oracle, group, store = await asyncio.gather(
+            launcher.generators(
+                build.generator_arguments(config, inputs),
+                replicas=generation.replicas,
+                resources=RoleResources(
+                    num_cpus=r.generator_cpus, num_gpus=r.generator_gpus, threads=generation.cpu_threads
+                ),
+            ),
+            launcher.reference(
+                build.reference_arguments(config, inputs),
+                replicas=config.reference.replicas,
+                resources=RoleResources(
+                    num_cpus=r.reference_cpus,
+                    num_gpus=r.reference_gpus,
+                    threads=config.reference.cpu_threads,
+                ),
+            ),
+            launcher.oracle(
+                config.oracle.type,
+                build.oracle_arguments(config, inputs),
+                replicas=config.oracle.replicas,
+                resources=RoleResources(num_cpus=r.oracle_cpus, num_gpus=r.oracle_gpus, threads=1),
+            ),
+            launcher.learner(
+                build.learner_arguments(config, inputs, self._folder),
+                publisher,
+                ranks=learner.ranks,
+                resources=RoleResources(num_cpus=r.learner_cpus, num_gpus=r.learner_gpus, threads=learner.cpu_threads),
+            ),
+            launcher.store(build.ledger_url(self._folder)),
+        )
+        self._events.record("roles ready", seconds=time.monotonic() - self._started)
+        self._roles = Roles(generators=generators, reference=reference, oracle=oracle, learner=group, store=store)
+        return self._roles
+
+    async def _restore(self, roles: Roles, *, resume: bool) -> tuple[int, UnfinishedWork, int]:
+        """Load the newest checkpoint and put the ledger back to it."""
+        found = self._checkpoints.latest() if resume else None
+        step = 0
+        if found is not None:
+            step, folder = found
+            await roles.learner.load(folder / "learner")
+            self._events.record("checkpoint loaded", step=step)
+        await roles.store.reset_after(step)
+        self._metrics.cut_after(step)
+        self._sync = make_weight_sync(
+            roles,
+            probe_items=self._probe_items(),
+            tolerance=self._config.weights.probe_tolerance,
+            deadline_seconds=self._config.weights.deadline_seconds,
+        )
+        if step > 0:
+            await self._sync.sync(step)
+        planned, sampled, labeled = await roles.store.unfinished()
+        work = UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled)
+        return step, work, await roles.store.next_plan_index()
+
+    def _probe_items(self) -> list[TokenPair]:
+        """A fixed sequence of real prompt tokens, cut in two."""
+        tokens = self._inputs.evaluation.prompts[0].token_ids
+        half = max(1, len(tokens) // 2)
+        return [(tokens[:half], tokens[half:])]
+
+    def _evaluator(self, roles: Roles) -> Evaluator:
+        return Evaluator(
+            prompts=self._inputs.evaluation.prompts,
+            generator=roles.generators,
+            reference=roles.reference,
+            oracle=roles.oracle,
+            seed=self._config.run.seed,
+        )
+
+    async def _evaluate(self, evaluator: Evaluator, step: int) -> None:
+        self._view.phase(f"evaluating step {step} on {len(self._inputs.evaluation.prompts)} held-out prompts")
+        result = await evaluator.evaluate(step)
+        self._evaluations.append(result)
+        file = self._folder.path / "evaluations" / f"step-{step:06d}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({name: getattr(result, name) for name in result.__slots__}))
+        self._events.record("evaluation", step=step, reward=sum(result.rewards) / len(result.rewards))
+
+    def _load_evaluations(self, step: int) -> None:
+        files = sorted((self._folder.path / "evaluations").glob("step-*.json"))
+        results = [EvaluationResult(**json.loads(file.read_text())) for file in files]
+        self._evaluations = [result for result in results if result.step <= step]
+
+    async def _train(
+        self,
+        roles: Roles,
+        evaluator: Evaluator,
+        start_step: int,
+        unfinished: UnfinishedWork,
+        next_index: int,
+    ) -> int:
+        config = self._config
+        self._stopped = False
+
+        async def after_step(report: StepReport) -> None:
+            metrics = step_metrics(report)
+            self._metrics.write(metrics)
+            self._events.record("weights", version=report.result.step)
+            self._view.step(metrics, pairs=len(report.batch))
+            step = report.result.step
+            if step % config.checkpoint.every_steps == 0:
+                await self._save(roles, step)
+            every = config.evaluation.every_steps
+            if every and step % every == 0 and step < config.run.max_steps:
+                await self._evaluate(evaluator, step)
+
+        controller = Controller(
+            ports=Ports(
+                generator=roles.generators,
+                reference=roles.reference,
+                oracle=roles.oracle,
+                learner=roles.learner,
+                store=roles.store,
+                weight_sync=self._sync,
+            ),
+            plan=self._plans.plan,
+            next_index=next_index,
+            batch_pairs=config.learner.batch_pairs,
+            max_staleness_steps=config.pipeline.max_staleness_steps,
+            label_batch_pairs=config.pipeline.label_batch_pairs,
+            start_step=start_step,
+            max_steps=config.run.max_steps,
+            after_step=after_step,
+            unfinished=unfinished,
+            max_seconds=config.run.max_seconds,
+        )
+
+        def stop() -> None:
+            self._stopped = True
+            self._view.phase("stopping: the step under way is finished and saved")
+            controller.request_stop()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+        self._view.phase("training")
+        self._training_from = time.monotonic()
+        self._busy_before = self._busy()
+        finished = await controller.run()
+        self._training_seconds = time.monotonic() - self._training_from
+        self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
+        if finished > start_step:
+            await self._save(roles, finished)
+        return finished
+
+    async def _save(self, roles: Roles, step: int) -> None:
+        async def write(folder: Path) -> None:
+            (folder / "learner").mkdir()
+            await roles.learner.save(folder.resolve() / "learner")
+
+        path = await self._checkpoints.write(step, write)
+        self._events.record("checkpoint", step=step, path=str(path))
+
+    async def _report(self, roles: Roles, finished: int) -> str:
+        counts = await roles.store.counts()
+        lines = [json.loads(line) for line in self._folder.metrics.read_text().splitlines()]
+        usages = [
+            usage
+            for port in (roles.generators, roles.reference, roles.oracle, roles.learner)
+            for usage in await port.usage()
+        ]
+        memory: dict[str, float] = {}
+        for usage in usages:
+            role = usage.role.split("-")[0]
+            memory[role] = memory.get(role, 0.0) + usage.peak_memory_mib
+        totals = RunTotals(
+            pairs=counts[PairState.TRAINED],
+            labels=sum(counts[s] for s in (PairState.LABELED, PairState.TRAINED)),
+            steps=finished,
+            wall_seconds=time.monotonic() - self._started,
+            training_seconds=self._training_seconds,
+            max_age_steps=max((line["age/max"] for line in lines), default=0),
+            utilization={k: v / self._training_seconds for k, v in self._busy_training.items()},
+            peak_memory_mib=memory,
+        )
+        summary: dict[str, Any] = summarize(
+            self._evaluations[0], self._evaluations[-1], totals, beta=self._config.algorithm.beta
+        )
+        return write_report(
+            self._folder.report,
+            summary=summary,
+            evaluations=self._evaluations,
+            metrics=lines,
+            sample_prompts=self._config.evaluation.sample_prompts,
+        )
+
+    def _busy(self) -> dict[str, float]:
+        roles = self._roles
+        assert roles is not None
+        return {
+            "generator": roles.generators.meter.busy_seconds,
+            "reference": roles.reference.meter.busy_seconds,
+            "oracle": roles.oracle.meter.busy_seconds,
+            "learner": roles.learner.meter.busy_seconds,
+        }
+
+    def _role_lines(self) -> dict[str, tuple[int, float]]:
+        if self._roles is None:
+            return {}
+        elapsed = max(1e-9, time.monotonic() - self._training_from)
+        calls = {
+            "generator": self._roles.generators.meter.in_flight,
+            "reference": self._roles.reference.meter.in_flight,
+            "oracle": self._roles.oracle.meter.in_flight,
+            "learner": self._roles.learner.meter.in_flight,
+        }
+        busy = self._busy()
+        return {
+            role: (calls[role], min(1.0, (busy[role] - self._busy_before.get(role, 0.0)) / elapsed)) for role in calls
+        }
