@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pilaf_ray.config.oracle import FunctionOracleConfig
 from pilaf_ray.config.schema import (
-    FunctionOracleConfig,
     HybridSamplerConfig,
     MixSamplerConfig,
     PilafSamplerConfig,

@@ -229,7 +229,3 @@ class StoreHandle:
         """The index that the next new plan gets."""
         index: int = await self._ask("next_plan_index")
         return index
-
-    async def check(self) -> None:
-        """Raise LedgerError unless the counters add up."""
-        await self._ask("check")

@@ -49,7 +49,8 @@ class _Generator:
         await self._generator.update_weights(update, deadline_seconds=deadline_seconds)
 
     async def score(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
-        return await self._generator.score(prompt, response)
+        logprobs: list[float] = await self._generator.score(prompt, response)
+        return logprobs
 
     async def usage(self) -> RoleUsage:
         return self._generator.usage()
@@ -135,7 +136,8 @@ class _Learner:
         return self._publisher.publish(version, weights)
 
     def policy_logprobs(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
-        return self._learner.policy_logprobs(items)
+        logprobs: list[list[float]] = self._learner.policy_logprobs(items)
+        return logprobs
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
@@ -185,9 +187,6 @@ class _Store:
 
     def next_plan_index(self) -> int:
         return self._ledger.next_plan_index()
-
-    def check(self) -> None:
-        self._ledger.check()
 
 
 GeneratorActor = ray.remote(_Generator)

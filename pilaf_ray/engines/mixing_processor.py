@@ -8,7 +8,7 @@ Prompt log-probabilities do not pass a processor: they are the policy's own.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality

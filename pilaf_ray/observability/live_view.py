@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -100,7 +100,7 @@ class LiveView:
         for role, (calls, share) in self._roles().items():
             table.add_row(role, str(calls) if calls else "idle", f"{share:.0%}")
         seconds = time.monotonic() - self._started
-        parts = [Text(f"{self._name}  {self._phase}  {seconds:.0f} s", style="bold"), table]
+        parts: list[RenderableType] = [Text(f"{self._name}  {self._phase}  {seconds:.0f} s", style="bold"), table]
         if self._last:
             parts.append(Text(f"step {self._last['step']}/{self._max_steps}  {self._figures()}"))
             parts.append(Text(f"reward {sparkline(self._rewards)}", style="cyan"))

@@ -47,4 +47,4 @@ def make_label_rule(*, type: str, temperature: float = 1.0) -> LabelRule:
     """The rule that ``label_rule.type`` names."""
     if type == "bradley_terry":
         return BradleyTerryRule(temperature=temperature)
-    return {"argmax": ArgmaxRule, "soft": SoftRule}[type]()
+    return ArgmaxRule() if type == "argmax" else SoftRule()

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from pilaf_ray.errors import WeightSyncError
 
 Update = TypeVar("Update")
+T = TypeVar("T")
 
 
 class WeightSync(Generic[Update]):
@@ -44,7 +45,7 @@ class WeightSync(Generic[Update]):
         if self._probe is not None:
             await self._within("probe after the update", version, self._probe(version))
 
-    async def _within(self, phase: str, version: int, work: Awaitable[Update]) -> Update:
+    async def _within(self, phase: str, version: int, work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._deadline):
                 return await work

@@ -1,6 +1,5 @@
 """Typed messages to and from the ledger's JSON columns."""
 
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -18,20 +17,20 @@ from pilaf_ray.types import (
 T = TypeVar("T")
 
 
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (PairPlan, PreferenceLabel, ReferenceLogprobs, SampledResponse)
+}
 
 
 def encode(message: Any) -> str:
     """JSON text of a message of :mod:`pilaf_ray.types`."""
-    return _adapter(type(message)).dump_json(message).decode()
+    return _ADAPTERS[type(message)].dump_json(message).decode()
 
 
 def decode(kind: type[T], text: str | None) -> T:
     """The message that :func:`encode` wrote."""
     assert text is not None, f"the ledger holds no {kind.__name__} here"
-    message: T = _adapter(kind).validate_json(text)
+    message: T = _ADAPTERS[kind].validate_json(text)
     return message
 
 

@@ -1,0 +1,176 @@
+"""The controller's loops with hand-written roles: order, age, pacing, stop, failure, resumption."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pairs import label, pair, plan, response
+
+from pilaf_ray.errors import OracleError
+from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.types import (
+    GenerationRequest,
+    LabeledPair,
+    PairPlan,
+    PairState,
+    PreferenceLabel,
+    ReferenceLogprobs,
+    ResponsePair,
+    RoleUsage,
+    SampledResponse,
+    StepResult,
+)
+
+
+class World:
+    """All roles at once. Each call yields to the loop a seeded, random number of times."""
+
+    def __init__(self, *, seed: int = 0, abstain: frozenset[int] = frozenset(), fail_at: int | None = None) -> None:
+        self.random = random.Random(seed)
+        self.version = 0
+        self.trained: list[list[int]] = []
+        self.events: list[str] = []
+        self.states: dict[str, PairState] = {}
+        self.abstain = abstain
+        self.fail_at = fail_at
+
+    async def wander(self) -> None:
+        for _ in range(self.random.randrange(12)):
+            await asyncio.sleep(0)
+
+    async def generate(self, request: GenerationRequest) -> SampledResponse:
+        version = self.version
+        await self.wander()
+        return response("text", version=version, coefficient=request.coefficient)
+
+    async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+        await self.wander()
+        if any(p.plan.index == self.fail_at for p in pairs):
+            raise OracleError("the oracle broke")
+        return [label(p.plan.index, None if p.plan.index in self.abstain else 1.0) for p in pairs]
+
+    async def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
+        await self.wander()
+        return [ReferenceLogprobs(pair_id=p.plan.pair_id, a=0.0, b=0.0) for p in pairs]
+
+    async def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
+        await self.wander()
+        self.trained.append([item.pair.plan.index for item in batch])
+        self.events.append(f"train {step}")
+        return StepResult(step=step, loss=1.0 / step)
+
+    async def sync(self, version: int) -> None:
+        await self.wander()
+        self.version = version
+        self.events.append(f"sync {version}")
+
+    async def save(self, folder: Path) -> None: ...
+    async def load(self, folder: Path) -> None: ...
+
+    async def usage(self) -> list[RoleUsage]:
+        return []
+
+    async def add_plans(self, plans: Sequence[PairPlan]) -> None:
+        self.states |= {p.pair_id: PairState.PLANNED for p in plans}
+
+    async def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
+        self.states |= {p.plan.pair_id: PairState.SAMPLED for p in pairs}
+
+    async def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
+        for given in labels:
+            self.states[given.pair_id] = PairState.ABSTAINED if given.is_abstention else PairState.LABELED
+
+    async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
+        assert all(self.states[pair_id] == PairState.LABELED for pair_id in pair_ids)
+        self.states |= dict.fromkeys(pair_ids, PairState.TRAINED)
+
+    async def roll_back(self, step: int) -> int:
+        return 0
+
+    async def counts(self) -> dict[PairState, int]:
+        return {}
+
+    async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
+        return [], [], []
+
+
+def controller(
+    world: World,
+    reports: list[StepReport],
+    *,
+    staleness: int,
+    steps: int = 50,
+    start: int = 0,
+    work: UnfinishedWork | None = None,
+    next_index: int = 0,
+) -> Controller:
+    async def after_step(report: StepReport) -> None:
+        reports.append(report)
+
+    return Controller(
+        ports=Ports(generator=world, reference=world, oracle=world, learner=world, store=world, weight_sync=world),
+        plan=plan,
+        next_index=next_index,
+        batch_pairs=4,
+        max_staleness_steps=staleness,
+        label_batch_pairs=3,
+        start_step=start,
+        max_steps=steps,
+        after_step=after_step,
+        unfinished=work,
+    )
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(5))
+async def test_no_trained_pair_is_older_than_the_bound(staleness: int, seed: int) -> None:
+    world, reports = World(seed=seed, abstain=frozenset({3, 9, 10, 11, 40})), []
+    assert await controller(world, reports, staleness=staleness).run() == 50
+    ages = [age for report in reports for age in report.ages]
+    assert len(ages) == 200
+    assert max(ages) == staleness, "the bound is kept, and reached"
+    assert min(ages) >= 0
+
+
+async def test_batches_follow_the_plan_order_and_abstentions_are_replaced() -> None:
+    world, reports = World(abstain=frozenset({1, 6})), []
+    await controller(world, reports, staleness=1, steps=3).run()
+    assert [i for batch in world.trained for i in batch] == [i for i in range(14) if i not in (1, 6)]
+    assert sorted(world.states.values()).count(PairState.TRAINED) == 12
+    assert len(world.states) == 14, "nothing is planned beyond what the steps need"
+    assert world.events == [f"{word} {step}" for step in (1, 2, 3) for word in ("train", "sync")]
+
+
+async def test_stop_finishes_the_step_under_way() -> None:
+    world, reports = World(), []
+    running = controller(world, reports, staleness=1)
+
+    async def stop_soon() -> None:
+        while len(world.trained) < 3:
+            await asyncio.sleep(0)
+        running.request_stop()
+
+    stopper = asyncio.create_task(stop_soon())
+    finished = await running.run()
+    await stopper
+    assert finished == len(reports) == len(world.trained)
+    assert 3 <= finished < 50
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_the_first_error_stops_everything_as_itself() -> None:
+    world = World(fail_at=9)
+    with pytest.raises(OracleError, match="the oracle broke"):
+        await controller(world, [], staleness=1).run()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_unfinished_work_is_taken_up_in_plan_order() -> None:
+    world, reports = World(), []
+    ready = LabeledPair(pair=pair(4), label=label(4), reference=ReferenceLogprobs(pair_id="pair-4", a=0.0, b=0.0))
+    work = UnfinishedWork(planned=[plan(6)], sampled=[pair(5), pair(7)], labeled=[ready])
+    world.states = {f"pair-{i}": PairState.LABELED for i in (4,)}
+    await controller(world, reports, staleness=1, start=1, steps=3, work=work, next_index=8).run()
+    assert world.trained == [[4, 5, 6, 7], [8, 9, 10, 11]]

@@ -1,0 +1,101 @@
+"""The ledger's arrows, repeats, refusals and resumption."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pairs import label, pair, plan, reference
+
+from pilaf_ray.errors import LedgerError
+from pilaf_ray.store.ledger import PreferenceLedger
+from pilaf_ray.types import LabeledPair, PairState
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[PreferenceLedger]:
+    opened = PreferenceLedger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    yield opened
+    opened.close()
+
+
+def fill(ledger: PreferenceLedger, *indices: int, version: int = 0, source: str = "function") -> None:
+    ledger.add_plans([plan(i) for i in indices])
+    ledger.add_responses([pair(i, version=version) for i in indices])
+    ledger.add_labels([label(i, source=source) for i in indices], [reference(i) for i in indices])
+
+
+def count(ledger: PreferenceLedger) -> dict[str, int]:
+    return {state.value: number for state, number in ledger.counts().items() if number}
+
+
+def test_messages_come_back_as_they_went_in(ledger: PreferenceLedger) -> None:
+    fill(ledger, 0)
+    ledger.add_plans([plan(1), plan(2)])
+    ledger.add_responses([pair(1)])
+    assert ledger.unfinished() == (
+        [plan(2)],
+        [pair(1)],
+        [LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
+    )
+    assert ledger.next_plan_index() == 3
+
+
+def test_repeats_change_nothing(ledger: PreferenceLedger) -> None:
+    for _ in range(2):
+        fill(ledger, 0, 1)
+    for _ in range(2):
+        ledger.mark_trained(1, ["pair-0"])
+    fill(ledger, 0)
+    assert count(ledger) == {"labeled": 1, "trained": 1}
+
+
+def test_wrong_arrows_are_refused_whole(ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(0), plan(1)])
+    ledger.add_responses([pair(0)])
+    with pytest.raises(LedgerError, match="pair-0 is sampled; only a labeled pair can become trained"):
+        ledger.mark_trained(1, ["pair-0"])
+    with pytest.raises(LedgerError, match="pair-9 is not in the ledger"):
+        ledger.add_responses([pair(1), pair(9)])
+    assert count(ledger) == {"planned": 1, "sampled": 1}
+
+
+def test_a_pair_is_trained_on_once(ledger: PreferenceLedger) -> None:
+    fill(ledger, 0)
+    ledger.mark_trained(1, ["pair-0"])
+    with pytest.raises(LedgerError, match="already trained on at step 1"):
+        ledger.mark_trained(2, ["pair-0"])
+
+
+def test_abstentions_end_and_are_never_trained(ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(0)])
+    ledger.add_responses([pair(0)])
+    ledger.add_labels([label(0, None)], [reference(0)])
+    assert count(ledger) == {"abstained": 1}
+    with pytest.raises(LedgerError, match="is abstained"):
+        ledger.mark_trained(1, ["pair-0"])
+
+
+def test_resumption_keeps_what_older_weights_made_and_redoes_the_rest(ledger: PreferenceLedger) -> None:
+    fill(ledger, 0, 1, version=0)
+    fill(ledger, 2, version=1)
+    fill(ledger, 3, version=2)
+    fill(ledger, 4, version=2, source="human")
+    ledger.add_plans([plan(5)])
+    for step, name in ((1, "pair-0"), (2, "pair-1"), (3, "pair-2"), (3, "pair-3"), (3, "pair-4")):
+        ledger.mark_trained(step, [name])
+    assert ledger.reset_after(1) == 1
+    planned, sampled, labeled = ledger.unfinished()
+    assert [p.index for p in planned] == [3, 5]
+    assert sampled == []
+    assert [item.pair.plan.index for item in labeled] == [1, 2, 4]
+    assert ledger.counts()[PairState.TRAINED] == 1
+
+
+def test_ledger_survives_reopening(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    first = PreferenceLedger(url)
+    fill(first, 0)
+    first.close()
+    second = PreferenceLedger(url)
+    assert count(second) == {"labeled": 1}
+    second.close()
