@@ -4,7 +4,6 @@
 """
 
 import math
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ Reduction = Mean | Max | Sum | Last
 class Metric:
     """One observation of ``key``; how it combines with others is part of the value.
 
-    Example: ``Metric("data/reward", Mean(0.4, weight=16))``
+    Example: ``Metric("reward/policy", Mean(0.4, weight=16))``
     """
 
     key: str
@@ -55,7 +54,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """What a key means. ``{name}`` in a key stands for any one name."""
+    """What a key means."""
 
     key: str
     reduction: type[Reduction]
@@ -66,194 +65,114 @@ class MetricDefinition:
 
 METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
-        "learner/loss",
+        "loss",
         Mean,
         "nats",
-        "mean over the batch's pairs of the preference loss",
-        "starts at log 2 ≈ 0.693 for `dpo` when policy and reference are equal; falls slowly",
+        "mean of the preference loss over the batch's pairs",
+        "`dpo` starts at log 2 ≈ 0.693 when policy and reference are equal; falls slowly",
     ),
     MetricDefinition(
-        "learner/margin",
+        "train/margin",
         Mean,
         "nats",
         "β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]",
-        "starts at 0; rises",
+        "starts near 0; rises",
     ),
     MetricDefinition(
-        "learner/accuracy",
+        "train/accuracy",
         Mean,
         "share",
         "share of pairs with a positive margin; a tied label counts ½",
-        "0.5 at the start; above 0.5 later; 1.0 for long means over-fitting",
+        "above 0.5 after the first steps; 1.0 for long is over-fitting",
     ),
     MetricDefinition(
-        "learner/chosen_logprob",
+        "train/chosen_logprob",
         Mean,
         "nats",
         "log π(chosen | prompt), summed over its tokens",
         "may fall; a steep fall together with the rejected one is likelihood displacement",
     ),
     MetricDefinition(
-        "learner/rejected_logprob",
+        "train/rejected_logprob",
         Mean,
         "nats",
         "log π(rejected | prompt), summed over its tokens",
         "falls faster than the chosen one",
     ),
-    MetricDefinition("learner/chosen_reward", Mean, "nats", "β·(log π − log π_ref)(chosen)", "near or above 0"),
+    MetricDefinition("train/chosen_reward", Mean, "nats", "β·(log π − log π_ref)(chosen)", "near or above 0"),
+    MetricDefinition("train/rejected_reward", Mean, "nats", "β·(log π − log π_ref)(rejected)", "below the chosen one"),
     MetricDefinition(
-        "learner/rejected_reward", Mean, "nats", "β·(log π − log π_ref)(rejected)", "below the chosen one"
-    ),
-    MetricDefinition(
-        "learner/grad_norm",
+        "train/grad_norm",
         Last,
         "",
         "L2 norm of the whole gradient before clipping",
-        "steady; spikes of 10× announce divergence",
+        "steady; a jump by a factor of ten announces divergence",
     ),
-    MetricDefinition("learner/learning_rate", Last, "", "learning rate of this step", "as scheduled"),
+    MetricDefinition("train/learning_rate", Last, "", "learning rate of this step", "as scheduled"),
     MetricDefinition(
-        "data/reward",
+        "reward/policy",
         Mean,
         "log-odds",
-        "mean oracle reward of the batch's responses, both sides",
-        "rises; absent where the oracle gives no scores",
+        "mean oracle reward of the batch's responses that were sampled with c = 0",
+        "rises; null where the oracle gives no scores or no response has c = 0",
     ),
     MetricDefinition(
-        "data/reward_gap",
-        Mean,
-        "log-odds",
-        "mean |reward_a − reward_b|",
-        "well above 0: pairs without contrast teach little",
-    ),
-    MetricDefinition("data/tie_share", Mean, "share", "share of labels with P(a ≻ b) = ½", "small"),
-    MetricDefinition(
-        "data/kl",
+        "kl/policy",
         Mean,
         "nats",
-        "Σ_t log π(y_t) − log π_ref(y_t) over responses sampled with c = 0, under the version that sampled",
-        "grows slowly; single batches are noisy and may be below 0",
+        "mean of Σ_t log π(y_t) − log π_ref(y_t) over the same responses, π being the version that sampled them",
+        "grows slowly; one batch is noisy and may be below 0",
     ),
     MetricDefinition(
-        "data/response_tokens",
+        "age/mean",
+        Mean,
+        "steps",
+        "(step − 1) − oldest policy version that sampled a token of the pair",
+        "at most `pipeline.max_staleness_steps`",
+    ),
+    MetricDefinition(
+        "age/max", Max, "steps", "the same, largest of the batch", "never above `pipeline.max_staleness_steps`"
+    ),
+    MetricDefinition(
+        "response/tokens",
         Mean,
         "tokens",
         "response length, end of sequence included",
         "no steady drift: a drift is length hacking",
     ),
     MetricDefinition(
-        "data/truncated_share",
-        Mean,
-        "share",
-        "share of responses cut at `generation.max_new_tokens`",
-        "task dependent; a rise is length hacking",
+        "pairs/interpolated",
+        Sum,
+        "pairs",
+        "pairs of the batch that were drawn from the `interpolated` branch",
+        "near its weight times `batch_pairs`",
     ),
     MetricDefinition(
-        "data/branch/{branch}",
-        Mean,
-        "share",
-        "share of pairs drawn from this branch of the sampler",
-        "near the branch's weight",
-    ),
-    MetricDefinition(
-        "pipeline/age_mean",
-        Mean,
-        "steps",
-        "(step − 1) − oldest policy version that sampled a token of the pair",
-        "below the bound",
-    ),
-    MetricDefinition(
-        "pipeline/age_max",
-        Max,
-        "steps",
-        "the same, largest of the batch",
-        "never above `pipeline.max_staleness_steps`",
-    ),
-    MetricDefinition(
-        "pipeline/mixed_version_share",
-        Mean,
-        "share",
-        "share of responses whose tokens come from more than one policy version",
-        "grows with response length",
-    ),
-    MetricDefinition(
-        "pipeline/in_flight",
+        "pairs/in_flight",
         Last,
         "pairs",
-        "pairs admitted by the gate and not yet trained or ended",
+        "pairs admitted by the gate and not yet trained or ended, after the step",
         "at most (`max_staleness_steps` + 1) · `batch_pairs`",
     ),
+    MetricDefinition("time/wait", Sum, "s", "learner waiting for its next batch", "near 0 when generation keeps up"),
+    MetricDefinition("time/train", Sum, "s", "forward, backward and optimiser step", "steady"),
     MetricDefinition(
-        "pipeline/wait_seconds",
+        "time/sync",
         Sum,
         "s",
-        "learner waiting for its next batch",
-        "near 0 when generation keeps up",
-    ),
-    MetricDefinition("pipeline/train_seconds", Sum, "s", "forward, backward and optimiser step", "steady"),
-    MetricDefinition(
-        "pipeline/sync_seconds",
-        Sum,
-        "s",
-        "ledger write, then new weights pushed to and pulled by all generators",
-        "small beside train_seconds",
-    ),
-    MetricDefinition(
-        "pipeline/pairs_per_second",
-        Last,
-        "1/s",
-        "pairs of this step ÷ (wait + train + sync) seconds",
-        "steady",
-    ),
-    MetricDefinition(
-        "evaluation/reward",
-        Mean,
-        "log-odds",
-        "mean oracle reward on held-out prompts, one sample a prompt",
-        "rises",
-    ),
-    MetricDefinition(
-        "evaluation/kl",
-        Mean,
-        "nats",
-        "mean over held-out prompts of Σ_t log π(y_t) − log π_ref(y_t), y ∼ π",
-        "grows slowly; much KL for little reward is reward hacking",
-    ),
-    MetricDefinition("evaluation/objective", Mean, "log-odds", "J = reward − β·KL on held-out prompts", "rises"),
-    MetricDefinition(
-        "evaluation/response_tokens",
-        Mean,
-        "tokens",
-        "mean response length on held-out prompts",
-        "no steady drift",
-    ),
-    MetricDefinition(
-        "role/{role}/utilization",
-        Last,
-        "share",
-        "seconds with at least one call under way ÷ seconds elapsed",
-        "one role near 1: that role is the bottleneck",
-    ),
-    MetricDefinition(
-        "role/{role}/peak_memory_mib",
-        Max,
-        "MiB",
-        "peak resident memory of the role's process",
-        "flat after step 2",
+        "ledger write, then new weights pushed to and pulled by every generator",
+        "small beside `time/train`",
     ),
 )
 
-_PATTERNS = [
-    (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(definition.key))), definition) for definition in METRICS
-]
+_DEFINITIONS = {definition.key: definition for definition in METRICS}
 
 
 def definition_of(key: str) -> MetricDefinition:
-    """The definition that ``key`` falls under; ValueError if there is none."""
-    for pattern, definition in _PATTERNS:
-        if pattern.fullmatch(key):
-            return definition
-    raise ValueError(f"metric {key!r} has no definition: add it to METRICS")
+    """The definition of ``key``; ValueError if there is none."""
+    if key not in _DEFINITIONS:
+        raise ValueError(f"metric {key!r} has no definition: add it to METRICS")
+    return _DEFINITIONS[key]
 
 
 def reduce_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
@@ -296,8 +215,7 @@ def metrics_page() -> str:
         "",
         "Generated from `pilaf_ray/observability/metrics.py`; do not edit by hand.",
         "",
-        "`metrics.jsonl` holds one object a learner step with these keys, beside `step` and `time`",
-        "(seconds since 1970). Steps count from 1. A metric that does not apply to a step is left out.",
+        "`metrics.jsonl` holds one object a learner step: `step`, counted from 1, and these keys.",
         "Logarithms are natural; rewards are on the log-odds scale of the Bradley–Terry model.",
         "",
         "| key | unit | reduction | definition | healthy |",
