@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,48 +56,32 @@ CORE = [
 ]
 
 
+def import_without(missing: tuple[str, ...], names: list[str]) -> str:
+    """Import ``names`` in a fresh interpreter that cannot find ``missing``; returns what it complained of."""
+    program = f"""
+import importlib, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {missing!r}:
+            raise ModuleNotFoundError("not installed: " + name, name=name)
+sys.meta_path.insert(0, Missing())
+for module in {names!r}:
+    importlib.import_module(module)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode else ""
+
+
 def test_core_imports_without_engines() -> None:
-    """One interpreter in which the heavy packages cannot be found at all."""
-    program = f"""
-import importlib, sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {HEAVY!r}:
-            raise ModuleNotFoundError("not installed: " + name, name=name)
-sys.meta_path.insert(0, Missing())
-for module in {CORE!r}:
-    importlib.import_module(module)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert import_without(HEAVY, CORE) == ""
 
 
-def test_losses_import_without_engines() -> None:
-    program = f"""
-import importlib, sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("vllm", "deepspeed", "ray"):
-            raise ModuleNotFoundError("not installed: " + name, name=name)
-sys.meta_path.insert(0, Missing())
-for module in {modules("losses")!r}:
-    importlib.import_module(module)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_losses_need_torch_only() -> None:
+    assert import_without(("vllm", "deepspeed", "ray", "transformers"), modules("losses")) == ""
 
 
-def test_ray_cannot_start_here() -> None:
+def test_ray_cannot_start_here(forbid_ray: Callable[[], None]) -> None:
     ray = pytest.importorskip("ray")
-    # The guard acts on what was imported when the test began.
-    if hasattr(ray.init, "__wrapped__"):
-        pytest.skip("ray was first imported by this very test")
+    forbid_ray()
     with pytest.raises(AssertionError, match="unit test started Ray"):
         ray.init()
-
-
-def test_files_stay_readable() -> None:
-    long = {
-        str(p.relative_to(PACKAGE)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400
-    }
-    assert long == {}

@@ -1,0 +1,231 @@
+"""What is measured: typed reductions, and the one table that defines every key.
+
+``python -m pilaf_ray.observability.metrics > docs/metrics.md`` writes the table as a page.
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Weighted mean of the values of one key; ``weight`` is the number of items behind the value."""
+
+    value: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Max:
+    """Largest value of one key."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Total of the values of one key."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The newest value of one key."""
+
+    value: float
+
+
+Reduction = Mean | Max | Sum | Last
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One observation of ``key``; how it combines with others is part of the value.
+
+    Example: ``Metric("reward/policy", Mean(0.4, weight=16))``
+    """
+
+    key: str
+    value: Reduction
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """What a key means."""
+
+    key: str
+    reduction: type[Reduction]
+    unit: str
+    formula: str
+    healthy: str
+
+
+METRICS: tuple[MetricDefinition, ...] = (
+    MetricDefinition(
+        "loss",
+        Mean,
+        "nats",
+        "mean of the preference loss over the batch's pairs",
+        "`dpo` starts at log 2 ≈ 0.693 when policy and reference are equal; falls slowly",
+    ),
+    MetricDefinition(
+        "train/margin",
+        Mean,
+        "nats",
+        "β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]",
+        "starts near 0; rises",
+    ),
+    MetricDefinition(
+        "train/accuracy",
+        Mean,
+        "share",
+        "share of pairs with a positive margin; a tied label counts ½",
+        "above 0.5 after the first steps; 1.0 for long is over-fitting",
+    ),
+    MetricDefinition(
+        "train/chosen_logprob",
+        Mean,
+        "nats",
+        "log π(chosen | prompt), summed over its tokens",
+        "may fall; a steep fall together with the rejected one is likelihood displacement",
+    ),
+    MetricDefinition(
+        "train/rejected_logprob",
+        Mean,
+        "nats",
+        "log π(rejected | prompt), summed over its tokens",
+        "falls faster than the chosen one",
+    ),
+    MetricDefinition("train/chosen_reward", Mean, "nats", "β·(log π − log π_ref)(chosen)", "near or above 0"),
+    MetricDefinition("train/rejected_reward", Mean, "nats", "β·(log π − log π_ref)(rejected)", "below the chosen one"),
+    MetricDefinition(
+        "train/grad_norm",
+        Last,
+        "",
+        "L2 norm of the whole gradient before clipping",
+        "steady; a jump by a factor of ten announces divergence",
+    ),
+    MetricDefinition("train/learning_rate", Last, "", "learning rate of this step", "as scheduled"),
+    MetricDefinition(
+        "reward/policy",
+        Mean,
+        "log-odds",
+        "mean oracle reward of the batch's responses that were sampled with c = 0",
+        "rises; null where the oracle gives no scores or no response has c = 0",
+    ),
+    MetricDefinition(
+        "kl/policy",
+        Mean,
+        "nats",
+        "mean of Σ_t log π(y_t) − log π_ref(y_t) over the same responses, π being the version that sampled them",
+        "grows slowly; one batch is noisy and may be below 0",
+    ),
+    MetricDefinition(
+        "age/mean",
+        Mean,
+        "steps",
+        "(step − 1) − oldest policy version that sampled a token of the pair",
+        "at most `pipeline.max_staleness_steps`",
+    ),
+    MetricDefinition(
+        "age/max", Max, "steps", "the same, largest of the batch", "never above `pipeline.max_staleness_steps`"
+    ),
+    MetricDefinition(
+        "response/tokens",
+        Mean,
+        "tokens",
+        "response length, end of sequence included",
+        "no steady drift: a drift is length hacking",
+    ),
+    MetricDefinition(
+        "pairs/interpolated",
+        Sum,
+        "pairs",
+        "pairs of the batch that were drawn from the `interpolated` branch",
+        "near its weight times `batch_pairs`",
+    ),
+    MetricDefinition(
+        "pairs/in_flight",
+        Last,
+        "pairs",
+        "pairs admitted by the gate and not yet trained or ended, after the step",
+        "at most (`max_staleness_steps` + 1) · `batch_pairs`",
+    ),
+    MetricDefinition("time/wait", Sum, "s", "learner waiting for its next batch", "near 0 when generation keeps up"),
+    MetricDefinition("time/train", Sum, "s", "forward, backward and optimiser step", "steady"),
+    MetricDefinition(
+        "time/sync",
+        Sum,
+        "s",
+        "ledger write, then new weights pushed to and pulled by every generator",
+        "small beside `time/train`",
+    ),
+)
+
+_DEFINITIONS = {definition.key: definition for definition in METRICS}
+
+
+def definition_of(key: str) -> MetricDefinition:
+    """The definition of ``key``; ValueError if there is none."""
+    if key not in _DEFINITIONS:
+        raise ValueError(f"metric {key!r} has no definition: add it to METRICS")
+    return _DEFINITIONS[key]
+
+
+def reduce_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
+    """One number a key, in order of first appearance.
+
+    Raises:
+        ValueError: a key that METRICS does not define, or a reduction other than the defined one.
+    """
+    grouped: dict[str, list[Reduction]] = {}
+    for metric in metrics:
+        expected = definition_of(metric.key).reduction
+        if type(metric.value) is not expected:
+            got = type(metric.value).__name__
+            raise ValueError(f"metric {metric.key!r} is reduced by {expected.__name__}, not by {got}")
+        grouped.setdefault(metric.key, []).append(metric.value)
+    return {key: _reduce(values) for key, values in grouped.items()}
+
+
+def _reduce(values: Sequence[Reduction]) -> float:
+    numbers = [float(value.value) for value in values]
+    match values[0]:
+        case Mean():
+            weights = [value.weight for value in values if isinstance(value, Mean)]
+            total = sum(weights)
+            if total == 0:
+                return math.nan
+            return sum(n * w for n, w in zip(numbers, weights, strict=True)) / total
+        case Max():
+            return max(numbers)
+        case Sum():
+            return math.fsum(numbers)
+        case Last():
+            return numbers[-1]
+
+
+def metrics_page() -> str:
+    """The table as a Markdown page."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from `pilaf_ray/observability/metrics.py`; do not edit by hand.",
+        "",
+        "`metrics.jsonl` holds one object a learner step: `step`, counted from 1, and these keys.",
+        "Logarithms are natural; rewards are on the log-odds scale of the Bradley–Terry model.",
+        "",
+        "| key | unit | reduction | definition | healthy |",
+        "|---|---|---|---|---|",
+    ]
+    for d in METRICS:
+        cells = (f"`{d.key}`", d.unit, d.reduction.__name__.lower(), d.formula, d.healthy)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(metrics_page())
