@@ -1,0 +1,52 @@
+"""Every shipped configuration loads; every mistake is one helpful line."""
+
+from pathlib import Path
+
+import pytest
+
+from pilaf_ray.config.loader import load_config
+from pilaf_ray.config.reference import markdown
+from pilaf_ray.data.demo_prompts import demo_prompts
+from pilaf_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_load(path: Path) -> None:
+    assert load_config(path).run.max_steps > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.learning_rte=1", "unknown key 'learner.learning_rte'; did you mean 'learning_rate'?"),
+        ("generation.max_new_tokens=999", "exceeds model.max_length = 112"),
+        ("sampler.type=nothing", "sampler"),
+        ("learner.batch_pairs=0", "learner.batch_pairs: Input should be greater than or equal to 1"),
+        ("nonsense", "not of the form key=value"),
+        ("run.name.x=1", "'name' is a value, not a section"),
+    ],
+)
+def test_mistakes_are_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(QUICKSTART, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_said() -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(Path("nowhere.yaml"))
+
+
+def test_configuration_page_is_current() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == markdown()
+
+
+def test_demo_prompts_are_distinct_and_disjoint() -> None:
+    splits = {name: demo_prompts(name) for name in ("train", "evaluation", "final")}
+    assert len(splits["train"]) >= 2000 and len(splits["evaluation"]) >= 200 and len(splits["final"]) >= 200
+    everything = [text for texts in splits.values() for text in texts]
+    assert len(set(everything)) == len(everything)
