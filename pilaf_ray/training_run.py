@@ -24,6 +24,7 @@ from pilaf_ray.evaluation.step_metrics import step_metrics
 from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
+from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.types import PairState
@@ -58,6 +59,13 @@ class TrainingRun:
         self._started = time.monotonic()
         self._metrics = JsonlSink(folder.metrics)
         self._events = EventLog(folder.events)
+        self._wandb = WandbSink(
+            project=config.logging.wandb_project,
+            run_id=config.run.name,
+            mode=config.logging.wandb,
+            folder=folder.path,
+            config=config.model_dump(),
+        )
         self._checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
         self._evaluations: list[EvaluationResult] = []
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
@@ -90,6 +98,7 @@ class TrainingRun:
             if self._evaluations[-1].step != finished:
                 await self._evaluate(evaluator, finished)
             text = await self._report(roles, finished)
+        self._wandb.close()
         self._console.print(Markdown(text))
         self._console.print(f"report: {self._folder.report}", markup=False)
 
@@ -202,6 +211,7 @@ class TrainingRun:
         async def after_step(report: StepReport) -> None:
             metrics = step_metrics(report)
             self._metrics.write(metrics)
+            self._wandb.write(metrics)
             self._events.record("weights", version=report.result.step)
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step

@@ -1,0 +1,129 @@
+"""ZeRO stages and ranks give the same training as one rank; checkpoints restore it."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.engines.rendezvous import free_address
+from pilaf_ray.errors import NonFiniteLossError
+from pilaf_ray.types import (
+    FinishReason,
+    LabeledPair,
+    PairPlan,
+    PreferenceLabel,
+    Prompt,
+    ReferenceLogprobs,
+    ResponsePair,
+    SampledResponse,
+    VersionSpan,
+)
+
+
+def batch(*, reference: float = -30.0) -> list[LabeledPair]:
+    generator = torch.Generator().manual_seed(1)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 500, (count,), generator=generator).tolist())
+
+    def response(count: int) -> SampledResponse:
+        return SampledResponse(
+            token_ids=tokens(count),
+            text="",
+            coefficient=0.0,
+            logprobs=(0.0,) * count,
+            versions=(VersionSpan(version=0, start=0, end=count),),
+            finish_reason=FinishReason.LENGTH,
+        )
+
+    items = []
+    for i in range(6):
+        plan = PairPlan(
+            pair_id=str(i),
+            index=i,
+            prompt=Prompt(prompt_id=str(i), text="", token_ids=tokens(5 + i)),
+            branch="on_policy",
+            coefficient_a=0.0,
+            coefficient_b=0.0,
+            seed_a=0,
+            seed_b=0,
+            present_b_first=False,
+            label_seed=0,
+        )
+        items.append(
+            LabeledPair(
+                pair=ResponsePair(plan=plan, a=response(4 + i % 3), b=response(6 - i % 2)),
+                label=PreferenceLabel(pair_id=str(i), probability=float(i % 2), source="test"),
+                reference=ReferenceLogprobs(pair_id=str(i), a=reference, b=-31.0),
+            )
+        )
+    return items
+
+
+def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, results: Any) -> None:
+    from pilaf_ray.engines.learner import PolicyLearner
+
+    learner = PolicyLearner(
+        model_path=str(model),
+        rank=rank,
+        world_size=ranks,
+        master_addr="127.0.0.1",
+        master_port=port,
+        zero_stage=stage,
+        precision="float32",
+        loss="dpo",
+        beta=0.1,
+        label_smoothing=0.0,
+        learning_rate=1e-3,
+        lr_schedule="constant",
+        warmup_steps=0,
+        total_steps=10,
+        micro_batch_tokens=48,
+        dump_folder=out / "failed",
+    )
+    losses = [learner.train_step(step, batch()).loss for step in (1, 2, 3)]
+    learner.save(out)
+    losses.append(learner.train_step(4, batch()).loss)
+    learner.load(out)
+    losses.append(learner.train_step(4, batch()).loss)
+    refused = ""
+    try:
+        learner.train_step(5, batch(reference=float("nan")))
+    except NonFiniteLossError as error:
+        refused = str(error)
+    losses.append(learner.train_step(5, batch()).loss)
+    results.put((rank, losses, refused))
+
+
+def result(ranks: int, stage: int, model: Path, out: Path) -> tuple[list[float], str]:
+    out.mkdir()
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    port = free_address()[1]
+    processes = [
+        spawn.Process(target=train, args=(rank, ranks, stage, port, model, out, results)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    answers = sorted(results.get(timeout=200) for _ in processes)
+    for process in processes:
+        process.join()
+    return answers[0][1], answers[0][2]
+
+
+def test_stages_and_ranks_agree_and_checkpoints_restore(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    make_tiny_llama(model, seed=0)
+    single, refused = result(1, 0, model, tmp_path / "one")
+    assert single[3] == pytest.approx(single[4], abs=1e-6), "the step after a load repeats the step after the save"
+    assert single[0] > single[2], "the loss falls on a fixed batch"
+    assert "the loss is not finite; no weight was changed" in refused
+    assert (tmp_path / "one" / "failed" / "step-5.json").exists()
+    assert single[5] < single[4], "a refused batch leaves the weights as they were"
+    assert (tmp_path / "one" / "hf" / "model.safetensors").exists()
+    for stage in (0, 2, 3):
+        several, _ = result(2, stage, model, tmp_path / f"stage-{stage}")
+        assert several == pytest.approx(single, abs=1e-4)
