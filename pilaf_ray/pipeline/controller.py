@@ -14,6 +14,7 @@ import asyncio
 import heapq
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -109,6 +110,7 @@ class Controller:
         self._changed = asyncio.Event()
         self._stop = False
         self._unfinished = unfinished or UnfinishedWork()
+        self._planned = deque(self._unfinished.planned)
         # Pairs that will be trained on: those in flight and those still to be planned.
         self._to_plan = (max_steps - start_step) * batch_pairs
 
@@ -151,38 +153,43 @@ class Controller:
         (slots of trained pairs) and the label loop (slots of abstained pairs).
         """
         async with asyncio.TaskGroup() as sampling:
-            for planned in self._resume():
-                sampling.create_task(self._sample(planned))
+            self._resume()
             while True:
-                count = min(await self.gate.wait_for_slot(), self._to_plan)
+                count = min(await self.gate.wait_for_slot(), len(self._planned) + self._to_plan)
                 if count == 0:
                     self._changed.clear()
                     await self._changed.wait()
                     continue
-                plans = [self._plan(self._next_index + offset) for offset in range(count)]
-                self._next_index += count
-                self._to_plan -= count
+                plans = self._take_plans(count)
                 self._take(plans)
                 await self._ports.store.add_plans(plans)
                 for plan in plans:
                     sampling.create_task(self._sample(plan))
 
-    def _resume(self) -> Sequence[PairPlan]:
-        """Put unfinished pairs back where they were; returns the plans to sample again."""
+    def _resume(self) -> None:
+        """Put unfinished pairs back where they were.
+
+        Pairs that are only planned wait for the gate like new ones: sampled at once, under
+        the weights of the checkpoint, they would be too old when their turn comes.
+        """
         left = self._unfinished
-        plans = [
-            *left.planned,
-            *(pair.plan for pair in left.sampled),
-            *(item.pair.plan for item in left.labeled),
-        ]
-        self._to_plan = max(0, self._to_plan - len(plans))
-        self._take(plans)
+        taken = [*(pair.plan for pair in left.sampled), *(item.pair.plan for item in left.labeled)]
+        self._to_plan = max(0, self._to_plan - len(taken) - len(self._planned))
+        self._take(taken)
         for pair in left.sampled:
             self._sampled.put_nowait(pair)
         for item in left.labeled:
             heapq.heappush(self._ready, (item.pair.plan.index, item))
         self._changed.set()
-        return left.planned
+
+    def _take_plans(self, count: int) -> list[PairPlan]:
+        """The next ``count`` plans: those of an earlier attempt first, then new ones."""
+        plans = [self._planned.popleft() for _ in range(min(count, len(self._planned)))]
+        new = count - len(plans)
+        plans += [self._plan(self._next_index + offset) for offset in range(new)]
+        self._next_index += new
+        self._to_plan -= new
+        return plans
 
     def _take(self, plans: Sequence[PairPlan]) -> None:
         self.gate.admit(len(plans))

@@ -174,3 +174,12 @@ async def test_unfinished_work_is_taken_up_in_plan_order() -> None:
     world.states = {f"pair-{i}": PairState.LABELED for i in (4,)}
     await controller(world, reports, staleness=1, start=1, steps=3, work=work, next_index=8).run()
     assert world.trained == [[4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+async def test_resumed_plans_wait_for_the_gate_so_a_synchronous_run_stays_synchronous() -> None:
+    """Twelve planned pairs are left: sampled all at once they would reach age 2."""
+    world, reports = World(), []
+    work = UnfinishedWork(planned=[plan(i) for i in range(12)])
+    await controller(world, reports, staleness=0, steps=3, work=work, next_index=12).run()
+    assert {age for report in reports for age in report.ages} == {0}
+    assert [i for batch in world.trained for i in batch] == list(range(12))
