@@ -39,6 +39,8 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         PilafError: with one line that says what is wrong and how to mend it.
     """
     console = console or Console()
+    for line in config.departures_from_theory:
+        console.print(f"warning: {line}", markup=False)
     inputs = build.build_inputs(config)
     path = Path(config.run.folder) / config.run.name
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:

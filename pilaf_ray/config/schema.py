@@ -318,6 +318,27 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mixing_fits(self) -> Self:
+        if not isinstance(self.sampler, PilafSamplerConfig):
+            return self
+        if self.sampler.beta is None and self.algorithm.beta >= 1:
+            raise ValueError(
+                f"sampler.type: pilaf mixes with algorithm.beta = {self.algorithm.beta:g}, which must be below 1: "
+                "lower it, or set sampler.beta"
+            )
+        return self
+
+    @property
+    def departures_from_theory(self) -> list[str]:
+        """Settings that are allowed but leave what the theory assumes; one line each."""
+        lines = []
+        if self.generation.temperature != 1 or self.generation.top_p != 1:
+            lines.append("generation.temperature and generation.top_p: the theory of the samplers needs 1 and 1")
+        if isinstance(self.sampler, PilafSamplerConfig) and self.sampler.beta not in (None, self.algorithm.beta):
+            lines.append(f"sampler.beta differs from algorithm.beta = {self.algorithm.beta:g}: the theory needs one β")
+        return lines
+
     @property
     def total_cpus(self) -> float:
         """Logical CPUs that all roles together ask for."""

@@ -1,19 +1,14 @@
 """Prompts: reading, rendering, and a resumable order."""
 
-import csv
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pilaf_ray.data.demo_prompts import demo_prompts
+from pilaf_ray.data.prompt_files import read_prompts
 from pilaf_ray.errors import ModelError, PromptError
 from pilaf_ray.types import Prompt
-
-_BUILTIN = "builtin:reviews/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +40,7 @@ def load_prompts(
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model.policy: no tokenizer in '{tokenizer_path}': {reason}") from error
-    texts = list(dict.fromkeys(_read(path, column=column, split=split)))[:limit]
+    texts = list(dict.fromkeys(read_prompts(path, column=column, split=split)))[:limit]
     if not texts:
         raise PromptError(f"{path}: no prompts in column '{column}'")
     prompts, dropped, truncated = [], 0, 0
@@ -84,49 +79,6 @@ def render(tokenizer: Any, text: str, *, system_prompt: str | None, chat_templat
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-
-
-def _read(path: str, *, column: str, split: str) -> list[str]:
-    if path.startswith(_BUILTIN):
-        return demo_prompts(path.removeprefix(_BUILTIN))
-    file = Path(path)
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if file.suffix in readers:
-        if not file.is_file():
-            raise PromptError(f"{path}: there is no such prompt file")
-        return readers[file.suffix](file, column)
-    from datasets import load_dataset
-
-    return [str(row[column]) for row in load_dataset(path, split=split)]
-
-
-def _read_jsonl(file: Path, column: str) -> list[str]:
-    texts = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(str(json.loads(line)[column]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise PromptError(f"{file}:{number}: not a JSON object with the key '{column}'") from error
-    return texts
-
-
-def _read_csv(file: Path, column: str) -> list[str]:
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if column not in (reader.fieldnames or []):
-            raise PromptError(f"{file}: no column '{column}'; it has {', '.join(reader.fieldnames or [])}")
-        return [row[column] for row in reader]
-
-
-def _read_parquet(file: Path, column: str) -> list[str]:
-    import pyarrow.parquet as parquet
-
-    names = parquet.read_schema(file).names
-    if column not in names:
-        raise PromptError(f"{file}: no column '{column}'; it has {', '.join(names)}")
-    return [str(value) for value in parquet.read_table(file, columns=[column])[column].to_pylist()]
 
 
 class PromptCursor:

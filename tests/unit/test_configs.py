@@ -25,6 +25,8 @@ def test_shipped_configurations_load(path: Path) -> None:
         ("generation.max_new_tokens=999", "exceeds model.max_length = 112"),
         ("sampler.type=nothing", "sampler"),
         ("learner.batch_pairs=0", "learner.batch_pairs: Input should be greater than or equal to 1"),
+        ("algorithm.beta=1.5", "which must be below 1"),
+        ("run.name='[a'x", "not valid YAML"),
         ("nonsense", "not of the form key=value"),
         ("run.name.x=1", "'name' is a value, not a section"),
     ],
@@ -50,3 +52,15 @@ def test_demo_prompts_are_distinct_and_disjoint() -> None:
     assert len(splits["train"]) >= 2000 and len(splits["evaluation"]) >= 200 and len(splits["final"]) >= 200
     everything = [text for texts in splits.values() for text in texts]
     assert len(set(everything)) == len(everything)
+
+
+def test_empty_section_takes_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(QUICKSTART.read_text().replace("pipeline: {max_staleness_steps: 1}", "pipeline:"))
+    assert load_config(file, ["pipeline.max_staleness_steps=3"]).pipeline.max_staleness_steps == 3
+
+
+def test_departures_from_theory_are_named() -> None:
+    assert load_config(QUICKSTART).departures_from_theory == []
+    lines = load_config(QUICKSTART, ["sampler.beta=0.5", "generation.temperature=0.7"]).departures_from_theory
+    assert len(lines) == 2
