@@ -23,6 +23,10 @@ class SequenceBatch:
     """Position of the hidden state that predicts it: one before the token itself."""
     targets: Int[Tensor, "token"]
 
+    def to(self, device: torch.device) -> "SequenceBatch":
+        """The same batch on ``device``."""
+        return SequenceBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 def collate(items: Sequence[TokenPair], *, pad_token_id: int = 0) -> SequenceBatch:
     """Pad ``items`` to the longest. Responses are non-empty; pads are never attended to."""

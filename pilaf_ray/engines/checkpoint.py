@@ -18,6 +18,8 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, *, keep_last: int) -> None:
         self._folder = folder
+        for leftover in folder.glob("tmp.*"):
+            shutil.rmtree(leftover)
         self._keep_last = keep_last
 
     async def write(self, step: int, writer: Callable[[Path], Awaitable[None]]) -> Path:
@@ -33,12 +35,13 @@ class CheckpointStore:
             temporary.rename(final)
             self._point(final)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise CheckpointError(
                 f"checkpoint of step {step} in {self._folder}: {why}; earlier checkpoints are intact, "
                 "make room and continue with --resume"
             ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         for old in self._all()[: -self._keep_last]:
             shutil.rmtree(old)
         return final
@@ -75,7 +78,10 @@ class CheckpointStore:
         manifest = folder / _MANIFEST
         if not manifest.is_file():
             return False
-        sums = json.loads(manifest.read_text())["sha256"]
+        try:
+            sums = json.loads(manifest.read_text())["sha256"]
+        except (json.JSONDecodeError, KeyError):
+            return False
         return all((folder / name).is_file() and _sha256(folder / name) == value for name, value in sums.items())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pilaf_ray.data.collate import TokenPair, collate, micro_batches
 from pilaf_ray.engines.learner_setup import join_group, make_engine
 from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_row, write_hf_folder
-from pilaf_ray.errors import NonFiniteLossError
+from pilaf_ray.errors import CheckpointError, NonFiniteLossError
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.types import LabeledPair, RoleUsage, StepResult
@@ -59,7 +59,7 @@ class PolicyLearner:
         torch.set_num_threads(cpu_threads)
         torch.manual_seed(seed)
         join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._zero_stage = rank, world_size, zero_stage
         self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
         self._max_tokens, self._dump_folder = micro_batch_tokens, dump_folder
         self._clock = UsageClock(f"learner-{rank}")
@@ -85,7 +85,8 @@ class PolicyLearner:
         """One optimiser step on the mean loss of ``batch``.
 
         Raises:
-            NonFiniteLossError: on every rank, before any weight changes; the batch is saved.
+            NonFiniteLossError: on every rank, before any weight changes; the batch is saved. Gradients
+                of earlier micro-batches may be left behind, so the learner must be rebuilt.
         """
         with self._clock.busy():
             self._engine.train()
@@ -97,18 +98,25 @@ class PolicyLearner:
                 outputs = self._forward(pairs)
                 # A rank without work in this round still takes part in the collectives, with weight zero.
                 weight = 1.0 if group else 0.0
-                self._check_finite(step, outputs, batch)
+                self._require_finite(step, "loss", outputs.loss, batch)
                 total = outputs.loss.sum() * weight
                 self._engine.backward(total * (self._world_size * _ACCUMULATION / len(batch)))
                 _add(totals, "loss", float(total.detach()))
                 for name, values in outputs.metrics.items():
                     _add(totals, name, float(values.sum()) * weight)
             learning_rate = float(self._engine.get_lr()[0])
+            if self._zero_stage == 0:
+                for parameter in self._engine.module.parameters():
+                    if parameter.grad is not None:
+                        self._require_finite(step, "gradient", parameter.grad, batch)
             self._engine.step()
+            grad_norm = self._engine.get_global_grad_norm()
+            if grad_norm is not None:
+                # The ZeRO optimizers skip an update with a gradient that is not finite, and go on in silence.
+                self._require_finite(step, "gradient", torch.as_tensor(grad_norm), batch)
             self._schedule.step()
             means = self._reduce(totals, len(batch))
         metrics = {name: value for name, value in means.items() if name != "loss"}
-        grad_norm = self._engine.get_global_grad_norm()
         if grad_norm is not None:  # ZeRO-0 in fp32 clips but does not tell
             metrics["grad_norm"] = float(grad_norm)
         metrics["learning_rate"] = learning_rate
@@ -133,7 +141,7 @@ class PolicyLearner:
         for item in pairs:
             prompt = item.pair.plan.prompt.token_ids
             items += [(prompt, item.pair.a.token_ids), (prompt, item.pair.b.token_ids)]
-        batch = collate(items)
+        batch = collate(items).to(self._engine.device)
         sums = sum_by_row(self._engine(batch), batch)
 
         def column(values: Sequence[float]) -> Tensor:
@@ -150,8 +158,8 @@ class PolicyLearner:
         )
         return self._loss(inputs, beta=self._beta, label_smoothing=self._smoothing)
 
-    def _check_finite(self, step: int, outputs: LossOutputs, batch: Sequence[LabeledPair]) -> None:
-        bad = torch.tensor(float(not torch.isfinite(outputs.loss).all()))
+    def _require_finite(self, step: int, what: str, values: Tensor, batch: Sequence[LabeledPair]) -> None:
+        bad = (~torch.isfinite(values)).any().to(self._engine.device, torch.float32)
         if self._world_size > 1:
             torch.distributed.all_reduce(bad)
         if bad.item() == 0:
@@ -161,13 +169,13 @@ class PolicyLearner:
             self._dump_folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps([asdict(item) for item in batch]))
         raise NonFiniteLossError(
-            f"step {step}: the loss is not finite; no weight was changed, the batch is in {path}. "
+            f"step {step}: the {what} is not finite; no weight was changed, the batch is in {path}. "
             "Lower learner.learning_rate or look at the batch's log-probabilities"
         )
 
     def _reduce(self, totals: dict[str, float], count: int) -> dict[str, float]:
         names = sorted(totals)
-        values = torch.tensor([totals[name] for name in names], dtype=torch.float64)
+        values = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=self._engine.device)
         if self._world_size > 1:
             torch.distributed.all_reduce(values)
         return {name: value / count for name, value in zip(names, values.tolist(), strict=True)}
@@ -189,12 +197,23 @@ class PolicyLearner:
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
         self._engine.eval()
-        batch = collate(items)
+        batch = collate(items).to(self._engine.device)
         logprobs = self._engine(batch)
         return [logprobs[batch.token_row == row].tolist() for row in range(len(items))]
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's native checkpoint, the RNG state, and a Hugging Face folder ``hf/``."""
+        try:
+            self._save(folder)
+        except (OSError, RuntimeError) as error:
+            # torch.save reports a full disk as a RuntimeError of its own.
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{folder}: rank {self._rank} cannot write its checkpoint ({reason}); is the disk full? "
+                "Earlier checkpoints are intact: make room and continue with --resume"
+            ) from error
+
+    def _save(self, folder: Path) -> None:
         self._engine.save_checkpoint(
             str(folder),
             tag="deepspeed",

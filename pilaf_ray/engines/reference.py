@@ -23,9 +23,9 @@ class ReferenceModel:
         logprob_chunk_tokens: int,
     ) -> None:
         torch.set_num_threads(cpu_threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = load_network(model_path, dtype=getattr(torch, dtype))
-        self._model = ScoringModel(network, chunk_tokens=logprob_chunk_tokens).to(device).eval()
+        self._model = ScoringModel(network, chunk_tokens=logprob_chunk_tokens).to(self._device).eval()
         self._max_tokens = micro_batch_tokens
         self._clock = UsageClock("reference")
 
@@ -48,7 +48,7 @@ class ReferenceModel:
         lengths = [len(prompt) + len(response) for prompt, response in items]
         with self._clock.busy():
             for group in micro_batches(lengths, rows_per_item=1, max_tokens=self._max_tokens):
-                batch = collate([items[i] for i in group])
+                batch = collate([items[i] for i in group]).to(self._device)
                 totals = sum_by_row(self._model(batch), batch).tolist()
                 for index, total in zip(group, totals, strict=True):
                     scores[index] = total
