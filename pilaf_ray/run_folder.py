@@ -62,8 +62,11 @@ def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[R
         except BlockingIOError as error:
             raise RunFolderError(f"{path} is in use by a running job: stop it, or choose another run.name") from error
         config_file.write_text(json.dumps(json.loads(config_json), indent=2))
-        attempt = len(list((path / "logs").glob("attempt_*"))) + 1
+        attempt = 1 + max((int(p.name.removeprefix("attempt_")) for p in (path / "logs").glob("attempt_*")), default=0)
         folder = RunFolder(path=path, attempt=attempt)
         folder.logs.mkdir(parents=True)
+        latest = path / "logs" / "latest"
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(folder.logs.name)
         folder.checkpoints.mkdir(exist_ok=True)
         yield folder

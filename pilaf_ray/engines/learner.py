@@ -105,22 +105,27 @@ class PolicyLearner:
                 for name, values in outputs.metrics.items():
                     _add(totals, name, float(values.sum()) * weight)
             learning_rate = float(self._engine.get_lr()[0])
-            if self._zero_stage == 0:
-                for parameter in self._engine.module.parameters():
-                    if parameter.grad is not None:
-                        self._require_finite(step, "gradient", parameter.grad, batch)
-            self._engine.step()
-            grad_norm = self._engine.get_global_grad_norm()
-            if grad_norm is not None:
-                # The ZeRO optimizers skip an update with a gradient that is not finite, and go on in silence.
-                self._require_finite(step, "gradient", torch.as_tensor(grad_norm), batch)
+            grad_norm = self._step_optimizer(step, batch)
             self._schedule.step()
             means = self._reduce(totals, len(batch))
         metrics = {name: value for name, value in means.items() if name != "loss"}
-        if grad_norm is not None:  # ZeRO-0 in fp32 clips but does not tell
-            metrics["grad_norm"] = float(grad_norm)
+        metrics["grad_norm"] = grad_norm
         metrics["learning_rate"] = learning_rate
         return StepResult(step=step, loss=means["loss"], metrics=metrics)
+
+    def _step_optimizer(self, step: int, batch: Sequence[LabeledPair]) -> float:
+        """Update the weights; returns the gradient's norm before clipping."""
+        if self._zero_stage == 0:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._require_finite(step, "gradient", norm, batch)
+            self._engine.step()
+            return float(norm)
+        self._engine.step()
+        # The ZeRO optimizers skip an update with a gradient that is not finite, and go on in silence.
+        norm = torch.as_tensor(self._engine.get_global_grad_norm())
+        self._require_finite(step, "gradient", norm, batch)
+        return float(norm)
 
     def _share(self, batch: Sequence[LabeledPair]) -> list[list[int]]:
         """This rank's micro-batches; every rank gets the same number of them."""

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pilaf_ray.errors import RunFolderError
+
 
 class JsonlSink:
     """Appends one JSON object a line, flushed at once."""
@@ -14,15 +16,24 @@ class JsonlSink:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append ``record``."""
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            with self._path.open("a") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._path}: cannot write ({error.strerror}); make room and continue with --resume"
+            ) from error
 
     def cut_after(self, step: int) -> None:
         """Drop the records of later steps, so that a resumed run has one line a step."""
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            # Replaced at once: a kill in the middle must not lose the lines that are kept.
+            shorter = self._path.with_suffix(".tmp")
+            shorter.write_text("".join(line + "\n" for line in kept))
+            shorter.replace(self._path)
 
 
 class EventLog:

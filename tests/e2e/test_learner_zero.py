@@ -84,7 +84,8 @@ def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, 
         micro_batch_tokens=48,
         dump_folder=out / "failed",
     )
-    losses = [learner.train_step(step, batch()).loss for step in (1, 2, 3)]
+    steps = [learner.train_step(step, batch()) for step in (1, 2, 3)]
+    losses = [step.loss for step in steps] + [steps[0].metrics["grad_norm"]]
     learner.save(out)
     losses.append(learner.train_step(4, batch()).loss)
     learner.load(out)
@@ -118,12 +119,13 @@ def test_stages_and_ranks_agree_and_checkpoints_restore(tmp_path: Path) -> None:
     model = tmp_path / "model"
     make_tiny_llama(model, seed=0)
     single, refused = result(1, 0, model, tmp_path / "one")
-    assert single[3] == pytest.approx(single[4], abs=1e-6), "the step after a load repeats the step after the save"
+    assert single[4] == pytest.approx(single[5], abs=1e-6), "the step after a load repeats the step after the save"
     assert single[0] > single[2], "the loss falls on a fixed batch"
     assert "the loss is not finite; no weight was changed" in refused
     assert (tmp_path / "one" / "failed" / "step-5.json").exists()
-    assert single[5] < single[4], "a refused batch leaves the weights as they were"
+    assert single[6] < single[5], "a refused batch leaves the weights as they were"
     assert (tmp_path / "one" / "hf" / "model.safetensors").exists()
     for stage in (0, 2, 3):
         several, _ = result(2, stage, model, tmp_path / f"stage-{stage}")
+        # Losses, and the norm of the first gradient: Adam alone would hide a wrong scale.
         assert several == pytest.approx(single, abs=1e-4)
