@@ -51,8 +51,6 @@ def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[R
         RunFolderError: in use, already there without ``resume``, or missing with it.
     """
     config_file = path / "config.json"
-    if config_file.exists() and not resume:
-        raise RunFolderError(f"{path} holds a run already: add --resume, or choose another run.name")
     if resume and not config_file.exists():
         raise RunFolderError(f"{path} holds no run to resume: start it without --resume")
     path.mkdir(parents=True, exist_ok=True)
@@ -61,6 +59,8 @@ def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[R
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunFolderError(f"{path} is in use by a running job: stop it, or choose another run.name") from error
+        if config_file.exists() and not resume:
+            raise RunFolderError(f"{path} holds a run already: add --resume, or choose another run.name")
         config_file.write_text(json.dumps(json.loads(config_json), indent=2))
         attempt = 1 + max((int(p.name.removeprefix("attempt_")) for p in (path / "logs").glob("attempt_*")), default=0)
         folder = RunFolder(path=path, attempt=attempt)

@@ -59,6 +59,7 @@ class TrainingRun:
         self._folder = folder
         self._console = console
         self._started = time.monotonic()
+        folder.metrics.touch()
         self._metrics = JsonlSink(folder.metrics)
         self._events = EventLog(folder.events)
         self._wandb = WandbSink(
@@ -191,13 +192,16 @@ class TrainingRun:
         self._evaluations.append(result)
         file = self._folder.path / "evaluations" / f"step-{step:06d}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({name: getattr(result, name) for name in result.__slots__}))
+        # Renamed into place: a kill in the middle must not leave a file that a resumption trips over.
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps({name: getattr(result, name) for name in result.__slots__}))
+        unfinished.replace(file)
         self._events.record("evaluation", step=step, reward=sum(result.rewards) / len(result.rewards))
 
     def _load_evaluations(self, step: int) -> None:
         files = sorted((self._folder.path / "evaluations").glob("step-*.json"))
-        results = [EvaluationResult(**json.loads(file.read_text())) for file in files]
-        self._evaluations = [result for result in results if result.step <= step]
+        known = [file for file in files if int(file.stem.removeprefix("step-")) <= step]
+        self._evaluations = [EvaluationResult(**json.loads(file.read_text())) for file in known]
 
     async def _train(
         self,
@@ -257,7 +261,7 @@ class TrainingRun:
         finished = await controller.run()
         self._training_seconds = time.monotonic() - self._training_from
         self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
-        if finished > start_step:
+        if finished > start_step and finished % config.checkpoint.every_steps != 0:
             await self._save(roles, finished)
         return finished
 

@@ -11,6 +11,7 @@ the store before the next loop sees it.
 """
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import time
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from pilaf_ray.errors import OracleError
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.ports import (
     GeneratorPort,
@@ -27,9 +29,12 @@ from pilaf_ray.pipeline.ports import (
     StorePort,
     WeightSyncPort,
 )
-from pilaf_ray.types import GenerationRequest, LabeledPair, PairPlan, ResponsePair, StepResult
+from pilaf_ray.types import GenerationRequest, LabeledPair, PairPlan, PreferenceLabel, ResponsePair, StepResult
 
 logger = logging.getLogger(__name__)
+
+MAX_ABSTENTIONS_IN_A_ROW = 256
+"""More than chance explains for any oracle that is worth asking."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +109,7 @@ class Controller:
         self._clock = clock
         self._deadline = None if max_seconds is None else clock() + max_seconds
         self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=batch_pairs)
+        self._abstained_in_a_row = 0
         self._sampled: asyncio.Queue[ResponsePair] = asyncio.Queue()
         self._ready: list[tuple[int, LabeledPair]] = []
         self._open: list[int] = []
@@ -237,15 +243,26 @@ class Controller:
         await self._ports.store.add_labels(labels, references)
         for pair, label, reference in zip(pairs, labels, references, strict=True):
             if label.is_abstention:
+                self._count_abstention(label)
                 # The pair leaves the order; one planned later, under newer weights, replaces it.
                 self._open.remove(pair.plan.index)
                 heapq.heapify(self._open)
                 self._to_plan += 1
                 self.gate.release(1)
             else:
+                self._abstained_in_a_row = 0
                 item = LabeledPair(pair=pair, label=label, reference=reference)
                 heapq.heappush(self._ready, (pair.plan.index, item))
         self._changed.set()
+
+    def _count_abstention(self, label: PreferenceLabel) -> None:
+        """An oracle that never answers would have pairs replaced without end."""
+        self._abstained_in_a_row += 1
+        if self._abstained_in_a_row >= MAX_ABSTENTIONS_IN_A_ROW:
+            raise OracleError(
+                f"the oracle abstained from {self._abstained_in_a_row} pairs in a row, the last time because: "
+                f"{label.reason or 'no reason given'}; look at the oracle, then continue with --resume"
+            )
 
     def _next_batch(self) -> list[LabeledPair] | None:
         """The next pairs in plan order, once all of them are labelled."""
@@ -290,13 +307,15 @@ class Controller:
             )
 
     async def _wait_for_batch(self) -> list[LabeledPair] | None:
-        """The next batch, or None when a stop was requested."""
-        while not self._stop:
+        """The next batch, or None when a stop was requested or the time is over."""
+        while not self._stop and not self._out_of_time():
             batch = self._next_batch()
             if batch is not None:
                 return batch
             self._changed.clear()
-            await self._changed.wait()
+            left = None if self._deadline is None else self._deadline - self._clock()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
         return None
 
     def _out_of_time(self) -> bool:

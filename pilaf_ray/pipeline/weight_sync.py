@@ -1,4 +1,7 @@
-"""The order of a weight update, and nothing else: push, pull, (probe,) release."""
+"""The order of a weight update, and nothing else: push, pull, probe.
+
+The caller releases the gate's slots after :meth:`WeightSync.sync` returns.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,20 +39,27 @@ class WeightSync(Generic[Update]):
     async def sync(self, version: int) -> None:
         """On return every generator samples with ``version``; raises WeightSyncError."""
         update = await self._within("push from the policy learner", version, self._push(version))
-        await asyncio.gather(
-            *(
-                self._within(f"pull by generator {replica}", version, pull(update))
-                for replica, pull in enumerate(self._pulls)
-            )
-        )
+        await self._pull_everywhere(version, update)
         if self._probe is not None:
             await self._within("probe after the update", version, self._probe(version))
 
+    async def _pull_everywhere(self, version: int, update: Update) -> None:
+        """All generators at once; the first failure ends the other pulls before it is raised."""
+        pulls = [
+            asyncio.create_task(self._within(f"pull by generator {replica}", version, pull(update)))
+            for replica, pull in enumerate(self._pulls)
+        ]
+        try:
+            await asyncio.gather(*pulls)
+        finally:
+            for pulling in pulls:
+                pulling.cancel()
+            await asyncio.gather(*pulls, return_exceptions=True)
+
     async def _within(self, phase: str, version: int, work: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self._deadline) as timeout:
                 return await work
         except TimeoutError as error:
-            raise WeightSyncError(
-                f"weights version {version}: {phase} took longer than weights.deadline_seconds={self._deadline:g}"
-            ) from error
+            why = f"took longer than weights.deadline_seconds={self._deadline:g}" if timeout.expired() else "timed out"
+            raise WeightSyncError(f"weights version {version}: {phase} {why}") from error

@@ -26,7 +26,13 @@ from pilaf_ray.types import (
 )
 
 _HUMAN = "human"
-_ORDER = {PairState.PLANNED: 0, PairState.SAMPLED: 1, PairState.LABELED: 2, PairState.TRAINED: 3}
+# An arrow was taken before if the pair stands at or beyond its target.
+_PASSED = {
+    PairState.SAMPLED: {PairState.SAMPLED, PairState.LABELED, PairState.TRAINED, PairState.ABSTAINED},
+    PairState.LABELED: {PairState.LABELED, PairState.TRAINED},
+    PairState.TRAINED: {PairState.TRAINED},
+    PairState.ABSTAINED: {PairState.ABSTAINED},
+}
 
 
 def _durable(engine: Engine) -> None:
@@ -190,7 +196,6 @@ class PreferenceLedger:
             raise LedgerError(f"pair {pair_id} is not in the ledger, so it cannot become {target}")
         if row.state == source:
             return True
-        passed = _ORDER.get(PairState(row.state), -1) >= _ORDER.get(target, 99)
-        if row.state == target or passed:
+        if row.state in _PASSED[target]:
             return False
         raise LedgerError(f"pair {pair_id} is {row.state}; only a {source} pair can become {target}")

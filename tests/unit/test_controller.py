@@ -105,6 +105,7 @@ def controller(
     start: int = 0,
     work: UnfinishedWork | None = None,
     next_index: int = 0,
+    max_seconds: float | None = None,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -120,6 +121,7 @@ def controller(
         max_steps=steps,
         after_step=after_step,
         unfinished=work,
+        max_seconds=max_seconds,
     )
 
 
@@ -183,3 +185,20 @@ async def test_resumed_plans_wait_for_the_gate_so_a_synchronous_run_stays_synchr
     await controller(world, reports, staleness=0, steps=3, work=work, next_index=12).run()
     assert {age for report in reports for age in report.ages} == {0}
     assert [i for batch in world.trained for i in batch] == list(range(12))
+
+
+async def test_an_oracle_that_never_answers_stops_the_run() -> None:
+    world = World(abstain=frozenset(range(100_000)))
+    with pytest.raises(OracleError, match="abstained from 256 pairs in a row"):
+        await controller(world, [], staleness=1).run()
+
+
+async def test_time_limit_holds_while_waiting_for_an_oracle() -> None:
+    class Silent(World):
+        async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+            await asyncio.Event().wait()
+            raise AssertionError("unreachable")
+
+    running = controller(Silent(), [], staleness=1, max_seconds=0.05)
+    async with asyncio.timeout(5):
+        assert await running.run() == 0

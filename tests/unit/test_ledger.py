@@ -70,7 +70,9 @@ def test_abstentions_end_and_are_never_trained(ledger: PreferenceLedger) -> None
     ledger.add_plans([plan(0)])
     ledger.add_responses([pair(0)])
     ledger.add_labels([label(0, None)], [reference(0)])
-    assert count(ledger) == {"abstained": 1}
+    ledger.add_responses([pair(0)])
+    ledger.add_labels([label(0, None)], [reference(0)])
+    assert count(ledger) == {"abstained": 1}, "repeats change nothing"
     with pytest.raises(LedgerError, match="is abstained"):
         ledger.mark_trained(1, ["pair-0"])
 

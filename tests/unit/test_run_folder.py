@@ -15,7 +15,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with (
         open_run_folder(path, config_json="{}", resume=False),
         pytest.raises(RunFolderError, match="is in use by a running job"),
-        open_run_folder(path, config_json="{}", resume=True),
+        open_run_folder(path, config_json="{}", resume=False),
     ):
         pass
     with (

@@ -1,0 +1,59 @@
+"""Push, then every pull, then the probe; failures name the phase and leave nothing running."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pilaf_ray.errors import WeightSyncError
+from pilaf_ray.pipeline.weight_sync import WeightSync
+
+
+class Roles:
+    """A learner and two generators that write down what happens."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def push(self, version: int) -> str:
+        self.events.append(f"push {version}")
+        return f"update {version}"
+
+    def pull(self, replica: int) -> Callable[[str], Awaitable[None]]:
+        async def pull(update: str) -> None:
+            await asyncio.sleep(0)
+            self.events.append(f"{replica} pulls {update}")
+
+        return pull
+
+    async def probe(self, version: int) -> None:
+        self.events.append(f"probe {version}")
+
+
+async def never(_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_order_is_push_pull_probe() -> None:
+    roles = Roles()
+    sync = WeightSync(push=roles.push, pulls=[roles.pull(0), roles.pull(1)], probe=roles.probe, deadline_seconds=5)
+    await sync.sync(7)
+    assert roles.events == ["push 7", "0 pulls update 7", "1 pulls update 7", "probe 7"]
+
+
+async def test_a_pull_that_hangs_is_named_and_stops_before_the_probe() -> None:
+    roles = Roles()
+    sync = WeightSync(push=roles.push, pulls=[roles.pull(0), never], probe=roles.probe, deadline_seconds=0.02)
+    with pytest.raises(WeightSyncError, match="version 7: pull by generator 1 took longer"):
+        await sync.sync(7)
+    assert "probe 7" not in roles.events
+
+
+async def test_a_failed_pull_ends_the_others() -> None:
+    async def breaks(_: object) -> None:
+        raise WeightSyncError("checksum differs")
+
+    sync = WeightSync(push=Roles().push, pulls=[never, breaks], probe=None, deadline_seconds=5)
+    with pytest.raises(WeightSyncError, match="checksum differs"):
+        await sync.sync(1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
