@@ -147,6 +147,7 @@ def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
         "cpu_threads": config.reference.cpu_threads,
         "micro_batch_tokens": config.reference.micro_batch_tokens,
         "logprob_chunk_tokens": config.learner.logprob_chunk_tokens,
+        "share_prompts": config.learner.share_prompts,
     }
 
 
@@ -192,6 +193,7 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
         "max_grad_norm": learner.max_grad_norm,
         "micro_batch_tokens": learner.micro_batch_tokens,
         "logprob_chunk_tokens": learner.logprob_chunk_tokens,
+        "share_prompts": learner.share_prompts,
         "gradient_checkpointing": learner.gradient_checkpointing,
         "cpu_threads": learner.cpu_threads,
         "seed": config.run.seed,

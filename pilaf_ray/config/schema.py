@@ -207,8 +207,10 @@ class LearnerSection(Section):
     """Pairs of one step, over all ranks."""
     micro_batch_tokens: int = Field(default=2048, ge=1)
     """Padded tokens of one forward and backward."""
-    logprob_chunk_tokens: int = Field(default=512, ge=1)
+    logprob_chunk_tokens: int = Field(default=128, ge=1)
     """Response tokens whose logits exist at one time."""
+    share_prompts: bool = True
+    """Compute a prompt once for both of its responses, in learner and reference, where the model allows it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     cpu_threads: int = Field(default=1, ge=1)

@@ -152,6 +152,7 @@ class Generator:
 
         return AsyncEngineArgs(
             **self._engine_arguments,
+            distributed_executor_backend=_executor(self._engine_arguments["tensor_parallel_size"]),
             hf_overrides={
                 "architectures": [ARCHITECTURE],
                 ARCHITECTURE_KEY: self._architecture,
@@ -308,6 +309,10 @@ class Generator:
         self._version = update.version
         await engine.resume_generation()
 
+    async def forget_prefixes(self) -> None:
+        """Drop the KV of finished requests, as a weight update does."""
+        await self._live_engine.reset_prefix_cache()
+
     def _sync_error(self, update: WeightUpdate, progress: "_Progress", reason: str) -> WeightSyncError:
         return WeightSyncError(
             f"generator (pid {os.getpid()}) at version {self._version}: update to version {update.version} "
@@ -351,13 +356,28 @@ class Generator:
         self, prompt_token_ids: tuple[int, ...], params: "SamplingParams", request_id: str
     ) -> "RequestOutput":
         """The final output of one request."""
+        from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY
+
         final: RequestOutput | None = None
-        prompt: Any = {"prompt_token_ids": list(prompt_token_ids)}
+        # The blocks of a plain request hold no KV of the reference, so prefixes are cached apart.
+        salt = "mixed" if params.extra_args and params.extra_args[COEFFICIENT_KEY] else "plain"
+        prompt: Any = {"prompt_token_ids": list(prompt_token_ids), "cache_salt": salt}
         async for output in self._live_engine.generate(prompt, params, request_id):
             final = output
         if final is None:
             raise PilafError(f"request {request_id} ended without an output")
         return final
+
+
+def _executor(tensor_parallel_size: int) -> Any:
+    """One CPU worker lives in the engine's process; vLLM chooses for the rest."""
+    from vllm.platforms import current_platform
+
+    if tensor_parallel_size > 1 or not current_platform.is_cpu():
+        return None
+    from pilaf_ray.engines.in_process_executor import InProcessExecutor
+
+    return InProcessExecutor
 
 
 class _Progress:

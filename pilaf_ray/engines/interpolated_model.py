@@ -2,9 +2,13 @@
 
 Two instances of the same architecture live under the prefixes ``policy`` and
 ``reference``. Both see the same tokens and positions; their attention layers have
-separate KV caches in the same block tables, so continuous batching, chunked
-prefill and prefix caching need no change. The wrapper works for any text decoder
-that vLLM serves: the architecture it replaces travels in the model's config.
+separate KV caches in the same block tables, so continuous batching and preemption
+need no change. Requests with coefficient 0 skip the reference where the platform
+allows it, so their blocks hold no reference KV: mixed and plain requests must not
+share cached prefixes, which :class:`pilaf_ray.engines.generator.Generator` sees to.
+
+The wrapper works for any text decoder that vLLM serves: the architecture it replaces
+travels in the model's config.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
-from pilaf_ray.engines.mixing_processor import ReferenceLogits
+from pilaf_ray.engines.mixing_processor import ReferenceShelf
+from pilaf_ray.engines.row_routing import forward_rows, routable_layers
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,7 +47,7 @@ class InterpolatedForCausalLM(nn.Module):
                 model_or_path=getattr(config, REFERENCE_KEY), revision=None, prefix=f"{REFERENCE}."
             )
         ]
-        self._shelf = ReferenceLogits.of(vllm_config)
+        self._shelf = ReferenceShelf.of(vllm_config)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Refused: the two halves embed differently, so tokens must reach :meth:`forward`."""
@@ -58,15 +64,31 @@ class InterpolatedForCausalLM(nn.Module):
         """Hidden states (tokens, 2·hidden): the policy's, then the reference's."""
         if intermediate_tensors is not None or inputs_embeds is not None:
             raise NotImplementedError("an interpolated model has no pipeline stages and takes token ids")
-        halves = (self.policy(input_ids, positions), self.reference(input_ids, positions))
-        return torch.cat(halves, dim=-1)
+        policy = self.policy(input_ids, positions)
+        return torch.cat((policy, self._reference_states(input_ids, positions, like=policy)), dim=-1)
+
+    def _reference_states(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, *, like: torch.Tensor
+    ) -> torch.Tensor:
+        """The reference's hidden states; where requests can be told apart, those of mixed ones only."""
+        rows = self._shelf.mixed_rows
+        # No layer is routable in vLLM's rehearsals of a large batch either: there both halves must run.
+        layers = routable_layers(get_forward_context(), REFERENCE)
+        if not layers:
+            states: torch.Tensor = self.reference(input_ids, positions)
+            return states
+        if not rows:
+            return torch.zeros_like(like)
+        return forward_rows(self.reference, input_ids, positions, rows=rows, layers=layers)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """The policy's logits, (rows, vocab); the reference's go to the shelf for mixing."""
+        """The policy's logits, (rows, vocab); the reference's of mixed rows go to the shelf."""
         policy_states, reference_states = hidden_states.chunk(2, dim=-1)
-        reference = self.reference.compute_logits(reference_states.contiguous())
-        if reference is not None:
-            self._shelf.put(reference)
+        if self._shelf.mixed_rows:
+            mixed = reference_states[list(self._shelf.mixed_rows)]
+            reference = self.reference.compute_logits(mixed)
+            if reference is not None:
+                self._shelf.put(reference)
         logits: torch.Tensor | None = self.policy.compute_logits(policy_states.contiguous())
         return logits
 

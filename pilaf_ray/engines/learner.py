@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pilaf_ray.data.collate import TokenPair, collate, micro_batches
+from pilaf_ray.data.collate import TokenPair, collate
+from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.learner_setup import join_group, make_engine
-from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_row, write_hf_folder
+from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence, write_hf_folder
+from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.errors import CheckpointError, NonFiniteLossError
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.observability.usage import UsageClock
@@ -50,8 +52,9 @@ class PolicyLearner:
         betas: tuple[float, float] = (0.9, 0.95),
         max_grad_norm: float = 1.0,
         micro_batch_tokens: int,
-        logprob_chunk_tokens: int = 512,
+        logprob_chunk_tokens: int = 128,
         gradient_checkpointing: bool = False,
+        share_prompts: bool = True,
         cpu_threads: int = 1,
         seed: int = 0,
         dump_folder: Path,
@@ -61,7 +64,7 @@ class PolicyLearner:
         join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
         self._rank, self._world_size, self._zero_stage = rank, world_size, zero_stage
         self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
-        self._max_tokens, self._dump_folder = micro_batch_tokens, dump_folder
+        self._dump_folder = dump_folder
         self._clock = UsageClock(f"learner-{rank}")
         network: Any = load_network(model_path, dtype=torch.float32)
         if gradient_checkpointing:
@@ -79,6 +82,9 @@ class PolicyLearner:
             betas=betas,
             max_grad_norm=max_grad_norm,
         )
+        self._engine.eval()
+        share = share_prompts and shares_prompts(network, self._engine, device=self._engine.device)
+        self._batches = PairBatches(share=share, max_tokens=micro_batch_tokens)
         self._serving_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
     def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
@@ -129,11 +135,7 @@ class PolicyLearner:
 
     def _share(self, batch: Sequence[LabeledPair]) -> list[list[int]]:
         """This rank's micro-batches; every rank gets the same number of them."""
-        lengths = [
-            len(item.pair.plan.prompt.token_ids) + max(len(item.pair.a.token_ids), len(item.pair.b.token_ids))
-            for item in batch
-        ]
-        groups = micro_batches(lengths, rows_per_item=2, max_tokens=self._max_tokens)
+        groups = self._batches.groups([item.pair for item in batch])
         if len(groups) < self._world_size:
             order = [index for group in groups for index in group]
             groups = [order[rank :: self._world_size] for rank in range(self._world_size)]
@@ -142,12 +144,8 @@ class PolicyLearner:
         return mine + [[] for _ in range(rounds - len(mine))]
 
     def _forward(self, pairs: Sequence[LabeledPair]) -> LossOutputs:
-        items: list[TokenPair] = []
-        for item in pairs:
-            prompt = item.pair.plan.prompt.token_ids
-            items += [(prompt, item.pair.a.token_ids), (prompt, item.pair.b.token_ids)]
-        batch = collate(items).to(self._engine.device)
-        sums = sum_by_row(self._engine(batch), batch)
+        batch = self._batches.collate([item.pair for item in pairs]).to(self._engine.device)
+        sums = sum_by_sequence(self._engine(batch), batch)
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=sums.device)
@@ -204,7 +202,7 @@ class PolicyLearner:
         self._engine.eval()
         batch = collate(items).to(self._engine.device)
         logprobs = self._engine(batch)
-        return [logprobs[batch.token_row == row].tolist() for row in range(len(items))]
+        return [logprobs[batch.token_sequence == row].tolist() for row in range(len(items))]
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's native checkpoint, the RNG state, and a Hugging Face folder ``hf/``."""

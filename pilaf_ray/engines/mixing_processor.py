@@ -1,8 +1,8 @@
 """Mixes the two models' logits inside the engine, each request with its own coefficient.
 
 The interpolated model returns the policy's logits, as wide as vLLM expects, and
-leaves the reference's logits in a :class:`ReferenceLogits` shelf of the same
-engine. The processor takes them from there before temperature and top-p, so
+leaves the reference's logits of the mixed requests on the :class:`ReferenceShelf` of
+the same engine. The processor takes them from there before temperature and top-p, so
 everything behind it (sampling, log-probabilities) sees one ordinary distribution.
 Prompt log-probabilities do not pass a processor: they are the policy's own.
 """
@@ -21,34 +21,39 @@ if TYPE_CHECKING:
 COEFFICIENT_KEY = "pilaf_coefficient"
 
 
-class ReferenceLogits:
-    """Holds the reference logits of the forward pass whose sampling is under way.
+class ReferenceShelf:
+    """What model and processor of one engine tell each other about the step under way.
 
-    One shelf an engine: model and processor of one worker find the same shelf by
-    the id of their shared configuration, so several engines fit in one process.
+    The processor knows which requests of the batch are mixed and says so before the
+    forward pass; the model leaves the reference's logits of those requests. One shelf an
+    engine: both sides find it by the id of their shared configuration, so several engines
+    fit in one process.
     """
 
-    _shelves: ClassVar[dict[str, "ReferenceLogits"]] = {}
+    _shelves: ClassVar[dict[str, "ReferenceShelf"]] = {}
 
     def __init__(self) -> None:
+        self.mixed_rows: tuple[int, ...] = ()
+        """Places of the mixed requests in the batch, ascending."""
         self._logits: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, vllm_config: "VllmConfig") -> "ReferenceLogits":
+    def of(cls, vllm_config: "VllmConfig") -> "ReferenceShelf":
         """The shelf of the engine that ``vllm_config`` belongs to."""
         return cls._shelves.setdefault(vllm_config.instance_id, cls())
 
     def put(self, logits: torch.Tensor) -> None:
-        """Keep ``logits``, shape (rows, vocab), until they are taken."""
+        """Keep ``logits``, shape (mixed rows, vocab), until they are taken."""
         self._logits = logits
 
-    def take(self, rows: int) -> torch.Tensor:
+    def take(self) -> torch.Tensor:
         """Hand out the logits of the last forward pass, once.
 
         Raises:
             RuntimeError: there are none, or they belong to another batch.
         """
         logits, self._logits = self._logits, None
+        rows = len(self.mixed_rows)
         if logits is None or logits.shape[0] != rows:
             found = "none" if logits is None else f"{logits.shape[0]} rows"
             raise RuntimeError(f"mixing {rows} rows needs as many rows of reference logits; found {found}")
@@ -78,11 +83,11 @@ class MixingProcessor(LogitsProcessor):
     """
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
-        self._shelf = ReferenceLogits.of(vllm_config)
+        self._shelf = ReferenceShelf.of(vllm_config)
         rows = vllm_config.scheduler_config.max_num_seqs
         self._host = torch.zeros(rows, dtype=torch.float32, pin_memory=is_pin_memory)
-        self._coefficients = torch.zeros(rows, dtype=torch.float32, device=device)
-        self._nonzero: set[int] = set()
+        self._coefficients = torch.zeros(0, dtype=torch.float32, device=device)
+        self._rows = torch.zeros(0, dtype=torch.long, device=device)
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
@@ -107,21 +112,20 @@ class MixingProcessor(LogitsProcessor):
             moved, replaced = self._host[source].item(), self._host[target].item()
             self._set(target, moved)
             self._set(source, replaced if direction is MoveDirectionality.SWAP else 0.0)
-        self._coefficients.copy_(self._host)
+        rows = self._host.nonzero().flatten()
+        self._shelf.mixed_rows = tuple(rows.tolist())
+        self._rows = rows.to(self._coefficients.device)
+        self._coefficients = self._host[rows].to(self._coefficients.device)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Mix ``logits``, shape (requests, vocab); untouched where every c is 0."""
-        if not self._nonzero:
+        if not self._shelf.mixed_rows:
             return logits
-        rows = logits.shape[0]
-        return mix_logits(logits, self._shelf.take(rows), self._coefficients[:rows])
+        mixed = mix_logits(logits[self._rows], self._shelf.take(), self._coefficients)
+        return logits.index_copy(0, self._rows, mixed.to(logits.dtype))
 
     def _set(self, index: int, value: float) -> None:
         self._host[index] = value
-        if value:
-            self._nonzero.add(index)
-        else:
-            self._nonzero.discard(index)
 
 
 def _coefficient_of(params: "SamplingParams") -> float:

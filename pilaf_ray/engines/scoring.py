@@ -25,11 +25,21 @@ class ScoringModel(nn.Module):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Log-probabilities in fp32, shape (response tokens of the batch,)."""
         network: Any = self.network
+        # Rows of one sequence keep the model's own positions and its fastest attention.
+        own = {"position_ids": batch.position_ids} if batch.attention_mask.ndim == 4 else {}
         hidden = network.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            input_ids=batch.input_ids, attention_mask=self._mask(batch), use_cache=False, **own
         ).last_hidden_state
         rows = hidden[batch.token_row, batch.token_position]
         return token_logprobs(rows, batch.targets, network.get_output_embeddings(), self._chunk_tokens)
+
+    def _mask(self, batch: SequenceBatch) -> Tensor:
+        """Padding as it is; who attends to whom as the term that attention adds to its scores."""
+        mask = batch.attention_mask
+        if mask.ndim == 2:
+            return mask
+        dtype = next(self.network.parameters()).dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def load_network(path: str, *, dtype: torch.dtype) -> nn.Module:
@@ -44,9 +54,9 @@ def load_network(path: str, *, dtype: torch.dtype) -> nn.Module:
     return network
 
 
-def sum_by_row(logprobs: Tensor, batch: SequenceBatch) -> Tensor:
-    """Sequence log-probabilities: sums over each row's response tokens, shape (rows,)."""
-    return logprobs.new_zeros(batch.input_ids.shape[0]).index_add(0, batch.token_row, logprobs)
+def sum_by_sequence(logprobs: Tensor, batch: SequenceBatch) -> Tensor:
+    """Sequence log-probabilities: sums over each sequence's response tokens, shape (sequences,)."""
+    return logprobs.new_zeros(batch.sequences).index_add(0, batch.token_sequence, logprobs)
 
 
 def write_hf_folder(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from pilaf_ray.data.collate import TokenPair, collate
 from pilaf_ray.data.tiny_models import make_tiny_llama
-from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_row
+from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence
 from pilaf_ray.losses.preference import LOSSES, PreferenceInputs
 
 trl = pytest.importorskip("trl")
@@ -72,9 +72,9 @@ def test_value_and_gradient_equal_trl(tmp_path: Path, name: str, kind: str) -> N
     ours = collate(items)
     network = load_network(str(tmp_path / "policy"), dtype=torch.float32)
     reference = load_network(str(tmp_path / "reference"), dtype=torch.float32)
-    policy_sums = sum_by_row(ScoringModel(network, chunk_tokens=3)(ours), ours)
+    policy_sums = sum_by_sequence(ScoringModel(network, chunk_tokens=3)(ours), ours)
     with torch.no_grad():
-        reference_sums = sum_by_row(ScoringModel(reference, chunk_tokens=3)(ours), ours)
+        reference_sums = sum_by_sequence(ScoringModel(reference, chunk_tokens=3)(ours), ours)
     lengths = torch.tensor([float(len(response)) for _, response in items])
     half = len(items) // 2
     inputs = PreferenceInputs(

@@ -1,0 +1,13 @@
+"""vLLM's worker inside the engine's own process, for a single CPU worker.
+
+vLLM puts a CPU worker into a process of its own so that it can set the worker's OpenMP
+environment, and the engine then polls shared memory for the worker's answer: a busy
+loop on a core that the other roles need. The generator sets the environment before the
+engine starts, so the worker can live in the engine's process, with nothing to poll.
+"""
+
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+
+class InProcessExecutor(UniProcExecutor):
+    """The single-process executor under a name that the CPU platform does not replace."""
