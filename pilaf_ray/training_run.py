@@ -166,7 +166,7 @@ class TrainingRun:
             deadline_seconds=self._config.weights.deadline_seconds,
         )
         if step > 0:
-            await self._sync.sync(step)
+            await self._sync.serve(step, await self._sync.push(step))
         planned, sampled, labeled = await roles.store.unfinished()
         work = UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled)
         return step, work, await roles.store.next_plan_index()
@@ -218,11 +218,13 @@ class TrainingRun:
             metrics = step_metrics(report)
             self._metrics.write(metrics)
             self._wandb.write(metrics)
-            self._events.record("weights", version=report.result.step)
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step
             if step % config.checkpoint.every_steps == 0:
                 await self._save(roles, step)
+
+        async def after_sync(step: int) -> None:
+            self._events.record("weights", version=step)
             every = config.evaluation.every_steps
             if every and step % every == 0 and step < config.run.max_steps:
                 await self._evaluate(evaluator, step)
@@ -244,6 +246,7 @@ class TrainingRun:
             start_step=start_step,
             max_steps=config.run.max_steps,
             after_step=after_step,
+            after_sync=after_sync,
             unfinished=unfinished,
             max_seconds=config.run.max_seconds,
         )

@@ -187,14 +187,15 @@ class PolicyLearner:
         """Hugging Face names and full tensors, in the dtype that is served.
 
         Under ZeRO-3 each parameter is gathered on its own, so at most one is whole at a
-        time; all ranks must walk the iterator together. A tied output head appears once,
-        as the input embedding.
+        time; all ranks must walk the iterator together. A tensor may be the parameter itself:
+        it is to be copied before the next is asked for. A tied output head appears once, as
+        the input embedding.
         """
         import deepspeed
 
         for name, parameter in self._engine.module.network.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                yield name, parameter.detach().to("cpu", self._serving_dtype, copy=True)
+                yield name, parameter.detach().to("cpu", self._serving_dtype)
 
     @torch.no_grad()
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
@@ -224,7 +225,7 @@ class PolicyLearner:
             client_state={"schedule": self._schedule.state_dict()},
         )
         torch.save(torch.get_rng_state(), folder / f"rng-{self._rank}.pt")
-        weights = dict(self.named_weights())
+        weights = {name: tensor.clone() for name, tensor in self.named_weights()}
         if self._rank == 0:
             write_hf_folder(self._engine.module.network, weights, folder / "hf")
 

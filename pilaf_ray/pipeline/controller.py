@@ -2,9 +2,9 @@
 
      plan loop ──▶ one task a pair ──▶ label loop ──▶ ready (heap by plan index) ──▶ learner loop
         ▲          generates a and b    oracle and                                      │
-        │                               reference, side by side                         │ step
+        │                               reference, side by side                         │ pushed version
         │                                   │ abstained                                 ▼
-        └──────────── staleness gate ◀──────┴─────────────── slots ◀── weight sync ◀────┘
+        └──────────── staleness gate ◀──────┴────────────── slots ◀──────────────── sync loop
 
 The controller holds no model, no Ray and no torch. Everything that must survive is in
 the store before the next loop sees it.
@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pilaf_ray.errors import OracleError
 from pilaf_ray.pipeline.gate import StalenessGate
@@ -48,6 +49,7 @@ class StepReport:
     wait_seconds: float
     train_seconds: float
     sync_seconds: float
+    """What it took until every generator served the version before this one."""
     in_flight: int
 
 
@@ -72,13 +74,24 @@ class Ports:
     weight_sync: WeightSyncPort
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PushedStep:
+    """A version on its way to the generators, and the slots that it will free."""
+
+    step: int
+    update: Any
+    slots: int
+
+
 class Controller:
     """Runs steps ``start_step + 1`` to ``max_steps``.
 
     Args:
         plan: the pair plan at an index; a pure function of the index.
         next_index: index of the first new plan.
-        after_step: called after each step's weights are served; may checkpoint or evaluate.
+        after_step: called while the learner holds the step's weights; may checkpoint.
+        after_sync: called with a step when every generator serves it; may evaluate. The learner
+            goes on meanwhile, but serves nothing newer until the call returns.
         max_seconds: stop after the step under way when this much time has passed.
     """
 
@@ -94,6 +107,7 @@ class Controller:
         start_step: int,
         max_steps: int,
         after_step: Callable[[StepReport], Awaitable[None]],
+        after_sync: Callable[[int], Awaitable[None]],
         unfinished: UnfinishedWork | None = None,
         max_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -106,6 +120,9 @@ class Controller:
         self._step = start_step
         self._max_steps = max_steps
         self._after_step = after_step
+        self._after_sync = after_sync
+        self._pushed: asyncio.Queue[_PushedStep] = asyncio.Queue()
+        self._sync_seconds = 0.0
         self._clock = clock
         self._deadline = None if max_seconds is None else clock() + max_seconds
         self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=batch_pairs)
@@ -139,6 +156,7 @@ class Controller:
         workers = [
             asyncio.create_task(self._plan_loop(), name="plan loop"),
             asyncio.create_task(self._label_loop(), name="label loop"),
+            asyncio.create_task(self._sync_loop(), name="sync loop"),
         ]
         try:
             done, _ = await asyncio.wait([learner, *workers], return_when=asyncio.FIRST_COMPLETED)
@@ -275,25 +293,25 @@ class Controller:
         return [heapq.heappop(self._ready)[1] for _ in wanted]
 
     async def _learner_loop(self) -> None:
-        """Consumes batches of labelled pairs strictly in plan order; produces weights.
+        """Consumes batches of labelled pairs strictly in plan order; produces pushed versions.
 
         Waits for the next pairs of the order, even where later ones are ready: that is
-        what bounds the age. Unblocked by the label loop. Slots are released only after
-        the new weights are served everywhere.
+        what bounds the age. Unblocked by the label loop, and by the sync loop when two
+        versions would be under way at once.
         """
         while self._step < self._max_steps and not self._out_of_time():
             started = self._clock()
             batch = await self._wait_for_batch()
             if batch is None:
-                return
+                break
             step = self._step + 1
             taken = self._clock()
             result = await self._ports.learner.train_step(step, batch)
             trained = self._clock()
             await self._ports.store.mark_trained(step, [item.pair_id for item in batch])
-            await self._ports.weight_sync.sync(step)
+            await self._pushed.join()
+            update = await self._ports.weight_sync.push(step)
             self._step = step
-            self.gate.release(len(batch))
             await self._after_step(
                 StepReport(
                     result=result,
@@ -301,10 +319,27 @@ class Controller:
                     ages=[step - 1 - item.pair.min_policy_version for item in batch],
                     wait_seconds=taken - started,
                     train_seconds=trained - taken,
-                    sync_seconds=self._clock() - trained,
+                    sync_seconds=self._sync_seconds,
                     in_flight=self.gate.in_flight,
                 )
             )
+            self._pushed.put_nowait(_PushedStep(step=step, update=update, slots=len(batch)))
+        await self._pushed.join()
+
+    async def _sync_loop(self) -> None:
+        """Consumes pushed versions; produces free slots of the gate.
+
+        The learner takes its next step meanwhile, if a batch is ready. Slots are released
+        only when the new weights are served everywhere, which is what keeps the bound.
+        """
+        while True:
+            pushed = await self._pushed.get()
+            started = self._clock()
+            await self._ports.weight_sync.serve(pushed.step, pushed.update)
+            self._sync_seconds = self._clock() - started
+            self.gate.release(pushed.slots)
+            await self._after_sync(pushed.step)
+            self._pushed.task_done()
 
     async def _wait_for_batch(self) -> list[LabeledPair] | None:
         """The next batch, or None when a stop was requested or the time is over."""

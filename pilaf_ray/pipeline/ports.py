@@ -7,7 +7,7 @@ awaitable and may fail with a :class:`~pilaf_ray.errors.PilafError`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pilaf_ray.types import (
     GenerationRequest,
@@ -80,10 +80,14 @@ class LearnerPort(Protocol):
 
 
 class WeightSyncPort(Protocol):
-    """Moves the learner's weights to every generator, in the order push, pull, release."""
+    """Moves the learner's weights to every generator, in the order push, serve, release."""
 
-    async def sync(self, version: int) -> None:
-        """On return every generator samples with ``version``; raises WeightSyncError."""
+    async def push(self, version: int) -> Any:
+        """Publish the learner's weights; on return the learner may change them. Raises WeightSyncError."""
+        ...
+
+    async def serve(self, version: int, update: Any) -> None:
+        """On return every generator samples with what ``push`` returned; raises WeightSyncError."""
         ...
 
 

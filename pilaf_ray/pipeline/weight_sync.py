@@ -1,6 +1,6 @@
 """The order of a weight update, and nothing else: push, pull, probe.
 
-The caller releases the gate's slots after :meth:`WeightSync.sync` returns.
+The caller releases the gate's slots after :meth:`WeightSync.serve` returns.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ class WeightSync(Generic[Update]):
     """Moves one version at a time from the learner to every generator.
 
     Args:
-        push: publishes a version and returns what generators need to fetch it.
+        push: publishes a version and returns what is needed to fetch and recognise it.
         pulls: one callable a generator; returns once that generator serves the version.
-        probe: checks behaviour after the pull, or None.
+        probe: checks behaviour after the pull against what the push returned, or None.
         deadline_seconds: for each phase.
     """
 
@@ -28,7 +28,7 @@ class WeightSync(Generic[Update]):
         *,
         push: Callable[[int], Awaitable[Update]],
         pulls: Sequence[Callable[[Update], Awaitable[None]]],
-        probe: Callable[[int], Awaitable[None]] | None,
+        probe: Callable[[int, Update], Awaitable[None]] | None,
         deadline_seconds: float,
     ) -> None:
         self._push = push
@@ -36,12 +36,15 @@ class WeightSync(Generic[Update]):
         self._probe = probe
         self._deadline = deadline_seconds
 
-    async def sync(self, version: int) -> None:
+    async def push(self, version: int) -> Update:
+        """Publish ``version``; on return the learner may go on. Raises WeightSyncError."""
+        return await self._within("push from the policy learner", version, self._push(version))
+
+    async def serve(self, version: int, update: Update) -> None:
         """On return every generator samples with ``version``; raises WeightSyncError."""
-        update = await self._within("push from the policy learner", version, self._push(version))
         await self._pull_everywhere(version, update)
         if self._probe is not None:
-            await self._within("probe after the update", version, self._probe(version))
+            await self._within("probe after the update", version, self._probe(version, update))
 
     async def _pull_everywhere(self, version: int, update: Update) -> None:
         """All generators at once; the first failure ends the other pulls before it is raised."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pairs import label, pair, plan, response
 
-from pilaf_ray.errors import OracleError
+from pilaf_ray.errors import OracleError, WeightSyncError
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
@@ -61,10 +61,16 @@ class World:
         self.events.append(f"train {step}")
         return StepResult(step=step, loss=1.0 / step)
 
-    async def sync(self, version: int) -> None:
+    async def push(self, version: int) -> str:
+        await self.wander()
+        self.events.append(f"push {version}")
+        return f"weights {version}"
+
+    async def serve(self, version: int, update: str) -> None:
+        assert update == f"weights {version}"
         await self.wander()
         self.version = version
-        self.events.append(f"sync {version}")
+        self.events.append(f"serve {version}")
 
     async def save(self, folder: Path) -> None: ...
     async def load(self, folder: Path) -> None: ...
@@ -110,6 +116,9 @@ def controller(
     async def after_step(report: StepReport) -> None:
         reports.append(report)
 
+    async def after_sync(step: int) -> None:
+        world.events.append(f"served {step}")
+
     return Controller(
         ports=Ports(generator=world, reference=world, oracle=world, learner=world, store=world, weight_sync=world),
         plan=plan,
@@ -120,6 +129,7 @@ def controller(
         start_step=start,
         max_steps=steps,
         after_step=after_step,
+        after_sync=after_sync,
         unfinished=work,
         max_seconds=max_seconds,
     )
@@ -142,7 +152,35 @@ async def test_batches_follow_the_plan_order_and_abstentions_are_replaced() -> N
     assert [i for batch in world.trained for i in batch] == [i for i in range(14) if i not in (1, 6)]
     assert sorted(world.states.values()).count(PairState.TRAINED) == 12
     assert len(world.states) == 14, "nothing is planned beyond what the steps need"
-    assert world.events == [f"{word} {step}" for step in (1, 2, 3) for word in ("train", "sync")]
+    for step in (1, 2, 3):
+        places = [world.events.index(f"{word} {step}") for word in ("train", "push", "serve", "served")]
+        assert places == sorted(places)
+
+
+async def test_the_learner_steps_while_a_version_is_on_its_way_but_never_two_are() -> None:
+    class SlowSync(World):
+        async def serve(self, version: int, update: str) -> None:
+            if version == 1:
+                while "train 2" not in self.events:
+                    await asyncio.sleep(0)
+            await super().serve(version, update)
+
+    world = SlowSync()
+    async with asyncio.timeout(5):
+        await controller(world, [], staleness=1, steps=6).run()
+    assert world.events.index("train 2") < world.events.index("serve 1")
+    for step in range(1, 6):
+        assert world.events.index(f"served {step}") < world.events.index(f"push {step + 1}")
+
+
+async def test_a_failed_sync_stops_the_run_while_the_learner_waits_for_pairs() -> None:
+    class Broken(World):
+        async def serve(self, version: int, update: str) -> None:
+            raise WeightSyncError("no route to the generator")
+
+    with pytest.raises(WeightSyncError, match="no route"):
+        await controller(Broken(), [], staleness=0).run()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_stop_finishes_the_step_under_way() -> None:

@@ -26,8 +26,8 @@ class Roles:
 
         return pull
 
-    async def probe(self, version: int) -> None:
-        self.events.append(f"probe {version}")
+    async def probe(self, version: int, update: str) -> None:
+        self.events.append(f"probe {version} against {update}")
 
 
 async def never(_: object) -> None:
@@ -37,16 +37,16 @@ async def never(_: object) -> None:
 async def test_order_is_push_pull_probe() -> None:
     roles = Roles()
     sync = WeightSync(push=roles.push, pulls=[roles.pull(0), roles.pull(1)], probe=roles.probe, deadline_seconds=5)
-    await sync.sync(7)
-    assert roles.events == ["push 7", "0 pulls update 7", "1 pulls update 7", "probe 7"]
+    await sync.serve(7, await sync.push(7))
+    assert roles.events == ["push 7", "0 pulls update 7", "1 pulls update 7", "probe 7 against update 7"]
 
 
 async def test_a_pull_that_hangs_is_named_and_stops_before_the_probe() -> None:
     roles = Roles()
     sync = WeightSync(push=roles.push, pulls=[roles.pull(0), never], probe=roles.probe, deadline_seconds=0.02)
     with pytest.raises(WeightSyncError, match="version 7: pull by generator 1 took longer"):
-        await sync.sync(7)
-    assert "probe 7" not in roles.events
+        await sync.serve(7, await sync.push(7))
+    assert not any(event.startswith("probe") for event in roles.events)
 
 
 async def test_a_failed_pull_ends_the_others() -> None:
@@ -55,5 +55,5 @@ async def test_a_failed_pull_ends_the_others() -> None:
 
     sync = WeightSync(push=Roles().push, pulls=[never, breaks], probe=None, deadline_seconds=5)
     with pytest.raises(WeightSyncError, match="checksum differs"):
-        await sync.sync(1)
+        await sync.serve(1, await sync.push(1))
     assert asyncio.all_tasks() == {asyncio.current_task()}
