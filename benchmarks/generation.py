@@ -54,7 +54,7 @@ async def measure(config: RunConfig, *, pairs: int, repetitions: int) -> dict[st
             for sampler, runs in results.items():
                 prompts = list(inputs.train.prompts[number * pairs : (number + 1) * pairs])
                 wanted = requests(prompts, sampler=sampler, beta=config.algorithm.beta, round_number=number)
-                await generator.forget_prefixes()
+                generator.forget_prefixes()
                 started = time.perf_counter()
                 responses = await asyncio.gather(*(generator.generate(request) for request in wanted))
                 seconds = time.perf_counter() - started

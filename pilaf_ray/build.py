@@ -136,6 +136,7 @@ def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
         "seed": config.run.seed,
         "enforce_eager": generation.enforce_eager,
         "weight_transport": config.weights.transport,
+        "recompute_caches": config.weights.recompute_caches,
     }
 
 

@@ -237,6 +237,8 @@ class WeightsSection(Section):
     """For each phase of an update."""
     probe_tolerance: float | None = Field(default=0.05, gt=0)
     """Largest difference of a token's log-probability, engine against learner; null to skip."""
+    recompute_caches: bool = False
+    """Whether responses under way are given fresh KV caches of new weights, or keep what the old ones left."""
 
 
 class CheckpointSection(Section):

@@ -55,6 +55,8 @@ class Generator:
         initial_version: version number of the weights in ``policy_path``.
         weight_transport: ``"filesystem"`` or ``"gloo"``.
         enable_prefix_caching: reuse the KV of shared prompt beginnings.
+        recompute_caches: after a weight update, compute the KV of running requests anew under the
+            new weights; otherwise they keep what the old ones left, and only new requests start afresh.
 
     Raises:
         ConfigError: a limit or the transport is wrong.
@@ -81,6 +83,7 @@ class Generator:
         initial_version: int = 0,
         weight_transport: str = "filesystem",
         enable_prefix_caching: bool = True,
+        recompute_caches: bool = False,
     ) -> None:
         check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
@@ -109,6 +112,8 @@ class Generator:
         self._version = initial_version
         self._transport = weight_transport
         self._engine: AsyncLLM | None = None
+        self._recompute_caches = recompute_caches
+        self._generation = 0
         self._updating = asyncio.Lock()
         self._lost = False
         self._meter = BusyMeter()
@@ -258,7 +263,8 @@ class Generator:
     async def update_weights(self, update: WeightUpdate, *, deadline_seconds: float) -> None:
         """Replace the policy's weights; running requests go on with the new ones.
 
-        Their caches are recomputed under the new weights. If the new weights do not
+        What becomes of their caches is for ``recompute_caches`` to say; recorded
+        log-probabilities are those that were sampled from in either case. If the new weights do not
         arrive intact, the old ones go on being served; if they cannot be loaded, the
         generator stays paused until an update succeeds. After a missed deadline nobody
         knows what the engine holds: the generator stays paused and must be replaced.
@@ -294,7 +300,9 @@ class Generator:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         engine = self._live_engine
-        await engine.pause_generation(mode="keep", clear_cache=True)
+        await engine.pause_generation(mode="keep", clear_cache=False)
+        # Nothing is computed from here on, so what comes in now meets the new weights: it gets prefixes of its own.
+        self._generation += 1
         progress.phase = "receive"
         await engine.start_weight_update()
         ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
@@ -303,15 +311,15 @@ class Generator:
         await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "load"}))
         await engine.finish_weight_update(weight_version=_label(update.version))
         progress.phase = "reset cache"
-        if not await engine.reset_prefix_cache(reset_running_requests=True):
+        if self._recompute_caches and not await engine.reset_prefix_cache(reset_running_requests=True):
             raise self._sync_error(update, progress, "the engine refused to drop its prefix cache")
         progress.phase = "resume"
         self._version = update.version
         await engine.resume_generation()
 
-    async def forget_prefixes(self) -> None:
-        """Drop the KV of finished requests, as a weight update does."""
-        await self._live_engine.reset_prefix_cache()
+    def forget_prefixes(self) -> None:
+        """Let later requests reuse no KV of earlier ones, as after a weight update."""
+        self._generation += 1
 
     def _sync_error(self, update: WeightUpdate, progress: "_Progress", reason: str) -> WeightSyncError:
         return WeightSyncError(
@@ -359,8 +367,10 @@ class Generator:
         from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY
 
         final: RequestOutput | None = None
-        # The blocks of a plain request hold no KV of the reference, so prefixes are cached apart.
-        salt = "mixed" if params.extra_args and params.extra_args[COEFFICIENT_KEY] else "plain"
+        # Prefixes are shared under one set of weights only; and the blocks of a plain request hold no
+        # KV of the reference.
+        kind = "mixed" if params.extra_args and params.extra_args[COEFFICIENT_KEY] else "plain"
+        salt = f"{kind}-{self._generation}"
         prompt: Any = {"prompt_token_ids": list(prompt_token_ids), "cache_salt": salt}
         async for output in self._live_engine.generate(prompt, params, request_id):
             final = output

@@ -28,8 +28,11 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 class Served:
     """An engine, its publisher, and the plain models it should agree with."""
 
-    def __init__(self, *, make: Callable[..., Path], transport: str, root: Path, run: Run) -> None:
+    def __init__(
+        self, *, make: Callable[..., Path], transport: str, recompute_caches: bool, root: Path, run: Run
+    ) -> None:
         self.run = run
+        self.recompute_caches = recompute_caches
         folders = [make(root / str(seed), seed=seed) for seed in (0, 1, 2)]
         self.old, self.reference, self.new = (load(folder) for folder in folders)
         self.publisher: WeightPublisher = make_publisher(
@@ -44,6 +47,7 @@ class Served:
             max_num_seqs=8,
             kv_cache_gib=0.05,
             weight_transport=transport,
+            recompute_caches=recompute_caches,
         )
 
     def publish(self, version: int, model: torch.nn.Module, *, leave_out: str | None = None) -> Any:
@@ -63,13 +67,19 @@ class Served:
 
 @pytest.fixture(
     scope="module",
-    params=[(make_tiny_llama, "gloo"), (make_tiny_qwen2, "filesystem")],
-    ids=["tied llama, gloo", "untied qwen2, filesystem"],
+    params=[(make_tiny_llama, "gloo", True), (make_tiny_qwen2, "filesystem", False)],
+    ids=["tied llama, gloo, caches computed anew", "untied qwen2, filesystem, caches kept"],
 )
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    make, transport = request.param
+    make, transport, recompute_caches = request.param
     loop = asyncio.new_event_loop()
-    served = Served(make=make, transport=transport, root=tmp_path_factory.mktemp("run"), run=loop.run_until_complete)
+    served = Served(
+        make=make,
+        transport=transport,
+        recompute_caches=recompute_caches,
+        root=tmp_path_factory.mktemp("run"),
+        run=loop.run_until_complete,
+    )
     served.run(served.generator.start())
     yield served
     served.publisher.close()
@@ -112,7 +122,7 @@ def test_update_changes_the_policy_half_only(served: Served) -> None:
 
 
 def test_update_in_flight_splits_the_response_exactly(served: Served) -> None:
-    """A response under way has both versions, and each token is that of its version."""
+    """A response under way has both versions, and each token is that of its version, on fresh or kept caches."""
     served.update(served.publish(2, served.old))
     ticket = served.publish(3, served.new)
     longs = [
@@ -130,7 +140,7 @@ def test_update_in_flight_splits_the_response_exactly(served: Served) -> None:
     for request, response in zip(longs, served.run(scenario()), strict=True):
         models = {2: served.old, 3: served.new}
         stages = [(models[span.version], span.end) for span in response.versions]
-        assert_replayed(response, request, stages, served.reference)
+        assert_replayed(response, request, stages, served.reference, kept_caches=not served.recompute_caches)
         assert response.versions[-1].end == len(response.token_ids)
         split += len(response.versions) == 2
     assert split >= 1
