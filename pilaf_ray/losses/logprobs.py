@@ -2,7 +2,7 @@
 
 With a 49,152-word vocabulary the logits of one batch outweigh the network. Here
 only the positions that predict a response token get logits, a chunk at a time, and
-the chunk is computed again in the backward pass, so memory is bounded by
+several chunks are computed again in the backward pass, so memory is bounded by
 ``chunk_tokens`` × vocabulary.
 """
 
@@ -37,7 +37,8 @@ def token_logprobs(
     parts = []
     for start in range(0, hidden.shape[0], chunk_tokens):
         rows, wanted = hidden[start : start + chunk_tokens], targets[start : start + chunk_tokens]
-        if torch.is_grad_enabled():
+        # One chunk alone bounds nothing by being computed again.
+        if torch.is_grad_enabled() and hidden.shape[0] > chunk_tokens:
             parts.append(checkpoint(score, rows, wanted, use_reentrant=False))
         else:
             parts.append(score(rows, wanted))
