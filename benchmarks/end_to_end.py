@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -33,12 +34,12 @@ def pilaf_steps(config: Path, overrides: list[str], folder: Path) -> tuple[list[
         "checkpoint.every_steps=100000",
     ]
     subprocess.run(
-        [sys.executable, "-m", "pilaf_ray.cli", "train", str(config), *words], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "pilaf_ray", "train", str(config), *words], check=True, stdout=subprocess.DEVNULL
     )
     staleness = load_config(config, words).pipeline.max_staleness_steps
     events = [json.loads(line) for line in (folder / "pilaf/events.jsonl").read_text().splitlines()]
     times = [event["time"] for event in events if event["event"] == "weights"]
-    seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(times)]
     summary = json.loads((folder / "pilaf/report/summary.json").read_text())
     return seconds[staleness : len(seconds) - staleness], summary["utilization"]
 

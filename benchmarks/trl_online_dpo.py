@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def main(config_path: str, *overrides: str) -> None:
     )
     started = time.perf_counter()
     trainer.train()
-    seconds = [after - before for before, after in zip([started, *ends], ends, strict=False)]
+    seconds = [after - before for before, after in pairwise([started, *ends])]
     print(json.dumps({"step_seconds": seconds, "threads": torch.get_num_threads()}))
 
 

@@ -21,12 +21,16 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. run.seed=1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the inputs and print the plan, start nothing.")
+    ] = False,
 ) -> None:
     """Align a policy."""
     settings = load_config(config, overrides or [])
     if dry_run:
-        typer.echo(settings.model_dump_json(indent=2))
+        from pilaf_ray.dry_run import print_plan
+
+        print_plan(settings)
         return
     from pilaf_ray.training_run import train as run
 
@@ -35,10 +39,20 @@ def train(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has and what fits."""
+    """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report
 
-    print_report()
+    if not print_report():
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. run.seed=1")] = None,
+) -> None:
+    """Print the configuration with overrides and defaults filled in."""
+    typer.echo(load_config(config, overrides or []).model_dump_json(indent=2))
 
 
 @config_app.command("schema")

@@ -95,6 +95,17 @@ def make_tiny_qwen2(folder: Path | str, *, seed: int, tie: bool = False, vocab: 
     return _save(Path(folder), config=config, tokenizer=tokenizer, seed=seed)
 
 
+def make_tiny_gpt2(folder: Path | str, *, seed: int, vocab: int = 512) -> Path:
+    """Write a random GPT-2 (learned positions, layer norms, tied head); see :func:`make_tiny_llama`."""
+    from transformers import GPT2Config
+
+    tokenizer = make_tiny_tokenizer(vocab=vocab)
+    config = GPT2Config(
+        vocab_size=vocab, n_embd=64, n_inner=128, n_layer=2, n_head=2, n_positions=1024, initializer_range=0.2
+    )
+    return _save(Path(folder), config=config, tokenizer=tokenizer, seed=seed)
+
+
 def make_tiny_tokenizer(*, vocab: int = 512) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE of exactly ``vocab`` tokens on a few lines of English.
 

@@ -24,6 +24,7 @@ def step_metrics(report: StepReport) -> dict[str, Any]:
         "pairs/in_flight": report.in_flight,
         "time/wait": report.wait_seconds,
         "time/train": report.train_seconds,
+        "time/push": report.push_seconds,
         "time/sync": report.sync_seconds,
     }
 

@@ -157,11 +157,18 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition("time/wait", Sum, "s", "learner waiting for its next batch", "near 0 when generation keeps up"),
     MetricDefinition("time/train", Sum, "s", "forward, backward and optimiser step", "steady"),
     MetricDefinition(
+        "time/push",
+        Sum,
+        "s",
+        "learner writing to the ledger and handing out its weights; it cannot train meanwhile",
+        "small beside `time/train`",
+    ),
+    MetricDefinition(
         "time/sync",
         Sum,
         "s",
-        "ledger write, then new weights pushed to and pulled by every generator",
-        "small beside `time/train`",
+        "until every generator served the version before this one; the learner trains meanwhile",
+        "below `time/train`",
     ),
 )
 

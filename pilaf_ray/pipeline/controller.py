@@ -48,6 +48,8 @@ class StepReport:
     """Policy versions between sampling and training, pair by pair."""
     wait_seconds: float
     train_seconds: float
+    push_seconds: float
+    """The ledger's write and the learner's part of the weight update, which it cannot train through."""
     sync_seconds: float
     """What it took until every generator served the version before this one."""
     in_flight: int
@@ -319,6 +321,7 @@ class Controller:
                     ages=[step - 1 - item.pair.min_policy_version for item in batch],
                     wait_seconds=taken - started,
                     train_seconds=trained - taken,
+                    push_seconds=self._clock() - trained,
                     sync_seconds=self._sync_seconds,
                     in_flight=self.gate.in_flight,
                 )

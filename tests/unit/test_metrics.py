@@ -133,6 +133,7 @@ def report() -> StepReport:
         ages=[1, 0],
         wait_seconds=1.0,
         train_seconds=2.0,
+        push_seconds=0.25,
         sync_seconds=0.5,
         in_flight=7,
     )
@@ -154,6 +155,7 @@ def test_metrics_of_a_step() -> None:
             "pairs/in_flight": 7,
             "time/wait": 1.0,
             "time/train": 2.0,
+            "time/push": 0.25,
             "time/sync": 0.5,
         }
     )
