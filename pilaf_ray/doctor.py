@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.observability.wandb_sink import has_wandb_login
 
 _OPTIONAL = ("wandb",)
 _PACKAGES = ("torch", "ray", "deepspeed", "transformers", *_OPTIONAL)
@@ -108,8 +109,5 @@ def _is_free(port: int) -> bool:
 
 
 def _wandb_login() -> Row:
-    if _installed("wandb") is None:
-        return "wandb login", "wandb is not installed", ""
-    import wandb
-
-    return "wandb login", "yes" if wandb.api.api_key else "no: logging.wandb=auto writes offline", ""
+    found = has_wandb_login(os.environ)
+    return "wandb login", "yes" if found else "no: logging.wandb=auto writes offline", ""
