@@ -4,10 +4,11 @@ import argparse
 import importlib.util
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-from pilaf_ray.errors import ModelError
+from pilaf_ray.errors import ModelError, PilafError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ def prepare_model(folder: Path) -> Path:
     """Write the model to ``folder`` once; later calls find it there."""
     if (folder / "config.json").exists():
         return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} holds other files and no config.json: name an empty or a new folder")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,7 +55,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     folder: Path = parser.parse_args().folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prepare_model(folder)
+    try:
+        prepare_model(folder)
+    except PilafError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pilaf_ray.config.schema import (
 )
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.errors import ModelError
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import (
@@ -45,6 +46,8 @@ def build_inputs(config: RunConfig) -> RunInputs:
     """Load prompts and settle dtypes; raises PromptError, ModelError or ConfigError."""
     for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
         _require_model(key, path)
+    check_models(config.model.policy, config.model.reference_path, max_model_len=config.model.max_length)
+    check_tokenizers(config.model.policy, config.model.reference_path)
     train = _load(config, config.prompts.train)
     evaluation = _load(config, config.prompts.evaluation, limit=config.evaluation.prompts)
     return RunInputs(

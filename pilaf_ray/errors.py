@@ -36,7 +36,7 @@ class OracleError(PilafError, RuntimeError):
 
 
 class LedgerError(PilafError, RuntimeError):
-    """A pair was asked to move along an arrow that its state does not have."""
+    """A pair was asked to move along an arrow that its state does not have, or the ledger cannot be written."""
 
 
 class RunFolderError(PilafError, RuntimeError):

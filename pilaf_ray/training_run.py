@@ -24,6 +24,7 @@ from pilaf_ray.evaluation.step_metrics import step_metrics
 from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
+from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.run_folder import RunFolder, open_run_folder
@@ -59,6 +60,7 @@ class TrainingRun:
         self._folder = folder
         self._console = console
         self._started = time.monotonic()
+        self._spans = Spans()
         folder.metrics.touch()
         self._metrics = JsonlSink(folder.metrics)
         self._events = EventLog(folder.events)
@@ -88,8 +90,9 @@ class TrainingRun:
         with self._view:
             self._events.record("run started", attempt=self._folder.attempt)
             self._view.phase("loading models")
-            roles = await self._start_roles()
-            start_step, unfinished, next_index = await self._restore(roles, resume=resume)
+            with self._spans.measure("start"):
+                roles = await self._start_roles()
+                start_step, unfinished, next_index = await self._restore(roles, resume=resume)
             evaluator = self._evaluator(roles)
             self._load_evaluations(start_step)
             if not self._evaluations:
@@ -188,7 +191,8 @@ class TrainingRun:
 
     async def _evaluate(self, evaluator: Evaluator, step: int) -> None:
         self._view.phase(f"evaluating step {step} on {len(self._inputs.evaluation.prompts)} held-out prompts")
-        result = await evaluator.evaluate(step)
+        with self._spans.measure("evaluation"):
+            result = await evaluator.evaluate(step)
         self._evaluations.append(result)
         file = self._folder.path / "evaluations" / f"step-{step:06d}.json"
         file.parent.mkdir(exist_ok=True)
@@ -196,6 +200,7 @@ class TrainingRun:
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps({name: getattr(result, name) for name in result.__slots__}))
         unfinished.replace(file)
+        self._wandb.write_samples(step, _samples(result, self._config.evaluation.sample_prompts))
         self._events.record("evaluation", step=step, reward=sum(result.rewards) / len(result.rewards))
 
     def _load_evaluations(self, step: int) -> None:
@@ -261,7 +266,8 @@ class TrainingRun:
         self._view.phase("training")
         self._training_from = time.monotonic()
         self._busy_before = self._busy()
-        finished = await controller.run()
+        with self._spans.measure("training"):
+            finished = await controller.run()
         self._training_seconds = time.monotonic() - self._training_from
         self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
         if finished > start_step and finished % config.checkpoint.every_steps != 0:
@@ -273,7 +279,8 @@ class TrainingRun:
             (folder / "learner").mkdir()
             await roles.learner.save(folder.resolve() / "learner")
 
-        path = await self._checkpoints.write(step, write)
+        with self._spans.measure("checkpoint"):
+            path = await self._checkpoints.write(step, write)
         self._events.record("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:
@@ -297,6 +304,7 @@ class TrainingRun:
             max_age_steps=max((line["age/max"] for line in lines), default=0),
             utilization={k: v / self._training_seconds for k, v in self._busy_training.items()},
             peak_memory_mib=memory,
+            seconds={**self._spans.seconds, **_learner_seconds(lines)},
         )
         summary: dict[str, Any] = summarize(
             self._evaluations[0], self._evaluations[-1], totals, beta=self._config.algorithm.beta
@@ -333,3 +341,20 @@ class TrainingRun:
         return {
             role: (calls[role], min(1.0, (busy[role] - self._busy_before.get(role, 0.0)) / elapsed)) for role in calls
         }
+
+
+def _samples(result: EvaluationResult, count: int) -> list[dict[str, Any]]:
+    """Rows of the sample table: the first prompts with their answers."""
+    columns = zip(result.prompts, result.responses, result.rewards, result.kls, strict=True)
+    rows = [{"prompt": p, "response": y, "reward": r, "kl": k} for p, y, r, k in columns]
+    return rows[:count]
+
+
+def _learner_seconds(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """How the learner spent the training time, over all attempts of the run."""
+    keys = {
+        "learner waits for pairs": "time/wait",
+        "learner trains": "time/train",
+        "learner hands out weights": "time/push",
+    }
+    return {name: sum(line[key] for line in metrics) for name, key in keys.items()}

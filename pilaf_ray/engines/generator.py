@@ -38,7 +38,7 @@ class Generator:
     dtype="float32", max_model_len=512, max_new_tokens=64); await generator.start()``
 
     Args:
-        policy_path: folder of the policy at start, in Hugging Face form.
+        policy_path: folder or hub id of the policy at start, in Hugging Face form.
         reference_path: folder of the fixed reference; same architecture and sizes.
         dtype: of weights and caches, e.g. ``"bfloat16"``; logits are mixed in fp32.
         max_model_len: prompt and response together, in tokens.
@@ -87,7 +87,9 @@ class Generator:
     ) -> None:
         check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
-        self._reference_path = str(Path(reference_path).resolve())
+        # vLLM's workers may start in another folder; a hub id stays what it is.
+        local = Path(reference_path)
+        self._reference_path = str(local.resolve()) if local.is_dir() else reference_path
         self._engine_arguments: dict[str, Any] = {
             "model": str(policy_path),
             "dtype": dtype,

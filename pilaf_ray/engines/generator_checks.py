@@ -1,9 +1,7 @@
 """What a generator refuses before it starts an engine."""
 
 import importlib.metadata
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 from pilaf_ray.engines.vllm_plugin import TRANSPORTS
@@ -11,7 +9,7 @@ from pilaf_ray.errors import ConfigError, ModelError
 
 PLUGIN_NAME = "pilaf_ray"
 FREE_CONFIG_KEYS = frozenset(
-    {"_name_or_path", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id"}
+    {"_commit_hash", "_name_or_path", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id"}
     | {"torch_dtype", "transformers_version", "use_cache"}
 )
 """Entries of config.json in which policy and reference may differ."""
@@ -54,12 +52,38 @@ def check_models(policy_path: str, reference_path: str, *, max_model_len: int) -
     return str(architectures[0])
 
 
-def _read_config(folder: str) -> dict[str, Any]:
+def _read_config(path: str) -> dict[str, Any]:
+    """config.json of a folder or hub id, as it stands."""
+    from transformers import PretrainedConfig
+
     try:
-        config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(path)[0]
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} is not a model folder: cannot read config.json ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path} is not a model folder or a hub id: cannot read config.json ({reason})") from error
+    if not config:
+        raise ModelError(f"{path} is not a model folder: it has no config.json")
     return config
+
+
+def check_tokenizers(policy_path: str, reference_path: str) -> None:
+    """Raise ModelError where the same token id means different things to the two models."""
+    if policy_path == reference_path:
+        return
+    from transformers import AutoTokenizer
+
+    policy: Any = AutoTokenizer.from_pretrained(policy_path)
+    reference: Any = AutoTokenizer.from_pretrained(reference_path)
+    words, others = policy.get_vocab(), reference.get_vocab()
+    different = [word for word in words.keys() | others.keys() if words.get(word) != others.get(word)]
+    if different:
+        word = min(different)
+        raise ModelError(
+            f"policy {policy_path} and reference {reference_path} have different vocabularies "
+            f"({len(different)} tokens, e.g. {word!r}: {words.get(word)} and {others.get(word)}): "
+            "mixing their logits would mix unlike tokens; "
+            "name a reference with the policy's tokenizer"
+        )
 
 
 def check_plugin() -> None:

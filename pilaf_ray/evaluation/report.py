@@ -34,6 +34,8 @@ class RunTotals:
     max_age_steps: int
     utilization: dict[str, float]
     peak_memory_mib: dict[str, float]
+    seconds: dict[str, float]
+    """Where the time went: the run's phases, and ``learner …`` within training."""
 
 
 def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTotals, *, beta: float) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTota
         "max_age_steps": totals.max_age_steps,
         "utilization": totals.utilization,
         "peak_memory_mib": totals.peak_memory_mib,
+        "seconds": totals.seconds,
     }
 
 
@@ -103,6 +106,9 @@ def _markdown(summary: dict[str, Any], before: EvaluationResult, after: Evaluati
     for role, memory in sorted(s["peak_memory_mib"].items()):
         busy = s["utilization"].get(role)
         lines.append(f"| {role} | {'' if busy is None else f'{busy:.0%}'} | {memory:.0f} |")
+    lines += ["", "| where the time went | s | share |", "|---|---|---|"]
+    for name, seconds in s["seconds"].items():
+        lines.append(f"| {name} | {seconds:.0f} | {seconds / s['wall_seconds']:.0%} |")
     for number in range(min(sample_prompts, len(before.prompts))):
         lines += [
             "",

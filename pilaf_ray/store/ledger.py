@@ -7,10 +7,12 @@ Each method is one transaction. A repeat of an arrow that was already taken chan
 nothing, so callers may retry; an arrow from any other state raises LedgerError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import create_engine, event, func, select, update
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from pilaf_ray.errors import LedgerError
@@ -55,13 +57,25 @@ class PreferenceLedger:
             _durable(self._engine)
         Base.metadata.create_all(self._engine)
 
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        """All or nothing; a database that cannot write is one clear line."""
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except OperationalError as error:
+            raise LedgerError(
+                f"the ledger {self._engine.url} cannot be written ({error.orig}); is the disk full? Nothing that was "
+                "acknowledged is lost: mend it and continue with --resume"
+            ) from error
+
     def close(self) -> None:
         """Release the database."""
         self._engine.dispose()
 
     def add_plans(self, plans: Sequence[PairPlan]) -> None:
         """Record new pairs as PLANNED."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             known = self._rows(session, [plan.pair_id for plan in plans])
             for plan in plans:
                 if plan.pair_id not in known:
@@ -77,7 +91,7 @@ class PreferenceLedger:
 
     def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
         """PLANNED → SAMPLED."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             rows = self._rows(session, [pair.plan.pair_id for pair in pairs])
             for pair in pairs:
                 row = rows.get(pair.plan.pair_id)
@@ -90,7 +104,7 @@ class PreferenceLedger:
 
     def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
         """SAMPLED → LABELED, or → ABSTAINED where the oracle declined."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             rows = self._rows(session, [label.pair_id for label in labels])
             for label, reference in zip(labels, references, strict=True):
                 row = rows.get(label.pair_id)
@@ -103,7 +117,7 @@ class PreferenceLedger:
 
     def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         """LABELED → TRAINED(step)."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             rows = self._rows(session, pair_ids)
             for pair_id in pair_ids:
                 row = rows.get(pair_id)
@@ -115,7 +129,7 @@ class PreferenceLedger:
 
     def roll_back(self, step: int) -> int:
         """TRAINED after ``step`` → LABELED; returns how many pairs that were."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             result = session.execute(
                 update(PairRow)
                 .where(PairRow.state == PairState.TRAINED, PairRow.trained_step > step)
@@ -132,7 +146,7 @@ class PreferenceLedger:
         Returns how many pairs went back to PLANNED.
         """
         self.roll_back(version)
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             result = session.execute(
                 update(PairRow)
                 .where(

@@ -1,5 +1,6 @@
 """What is said before anything heavy starts."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def test_dry_run_refuses_a_missing_model_in_one_line(
     assert call(monkeypatch, *words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: model.policy: there is no model in the folder '/nowhere/policy'")
+    assert error.count("\n") == 1
+
+
+def test_dry_run_refuses_a_reference_with_another_vocabulary(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, reference = (make_tiny_llama(tmp_path / name, seed=0) for name in ("policy", "reference"))
+    file = reference / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    file.write_text(json.dumps(tokenizer))
+    overrides = (f"model.policy={policy}", f"model.reference={reference}")
+    capsys.readouterr()
+    assert call(monkeypatch, "train", str(ROOT / "configs/tiny.yaml"), *overrides, "--dry-run") == 2
+    error = capsys.readouterr().err
+    assert "different vocabularies (2 tokens, e.g. 'a': " in error
     assert error.count("\n") == 1
 
 

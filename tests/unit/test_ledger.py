@@ -101,3 +101,19 @@ def test_ledger_survives_reopening(tmp_path: Path) -> None:
     second = PreferenceLedger(url)
     assert count(second) == {"labeled": 1}
     second.close()
+
+
+def test_a_full_database_is_one_line_and_loses_nothing_acknowledged(ledger: PreferenceLedger) -> None:
+    fill(ledger, 0)
+    with ledger._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 4}")
+    acknowledged = 1
+    with pytest.raises(LedgerError, match=r"cannot be written .*full.*continue with --resume"):
+        for index in range(1, 1000):
+            fill(ledger, index)
+            acknowledged += 1
+    with ledger._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count=100000")
+    assert count(ledger)["labeled"] == acknowledged
+    assert acknowledged > 1

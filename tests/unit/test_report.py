@@ -38,6 +38,7 @@ TOTALS = RunTotals(
     max_age_steps=1,
     utilization={"generator": 0.9, "learner": 0.5},
     peak_memory_mib={"generator": 1500.0, "learner": 2500.0},
+    seconds={"start": 6.0, "training": 32.0},
 )
 
 
