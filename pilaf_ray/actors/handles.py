@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from pilaf_ray.errors import PilafError
 from pilaf_ray.observability.busy import BusyMeter
@@ -46,6 +46,10 @@ async def call(reference: Awaitable[T], *, role: str, seconds: float) -> T:
         if isinstance(error.cause, PilafError):
             raise error.cause from None
         raise
+    except RayActorError as error:
+        # Ray's text ends with the cause: the last line of a traceback, or how the process ended.
+        cause = str(error).strip().splitlines()[-1].strip()
+        raise ActorCallError(f"{role} has died ({cause}); see its log, then continue with --resume") from error
 
 
 class GeneratorPool:

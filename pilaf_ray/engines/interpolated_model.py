@@ -48,6 +48,7 @@ class InterpolatedForCausalLM(nn.Module):
             )
         ]
         self._shelf = ReferenceShelf.of(vllm_config)
+        self._to_be_sampled = False
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Refused: the two halves embed differently, so tokens must reach :meth:`forward`."""
@@ -65,6 +66,7 @@ class InterpolatedForCausalLM(nn.Module):
         if intermediate_tensors is not None or inputs_embeds is not None:
             raise NotImplementedError("an interpolated model has no pipeline stages and takes token ids")
         policy = self.policy(input_ids, positions)
+        self._to_be_sampled = True
         return torch.cat((policy, self._reference_states(input_ids, positions, like=policy)), dim=-1)
 
     def _reference_states(
@@ -82,9 +84,14 @@ class InterpolatedForCausalLM(nn.Module):
         return forward_rows(self.reference, input_ids, positions, rows=rows, layers=layers)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """The policy's logits, (rows, vocab); the reference's of mixed rows go to the shelf."""
+        """The policy's logits, (rows, vocab); the reference's of mixed rows go to the shelf.
+
+        The first call after a forward pass is for sampling, with a row a request. Later ones
+        are for log-probabilities of prompts, which are the policy's own.
+        """
         policy_states, reference_states = hidden_states.chunk(2, dim=-1)
-        if self._shelf.mixed_rows:
+        sampling, self._to_be_sampled = self._to_be_sampled, False
+        if sampling and self._shelf.mixed_rows:
             mixed = reference_states[list(self._shelf.mixed_rows)]
             reference = self.reference.compute_logits(mixed)
             if reference is not None:

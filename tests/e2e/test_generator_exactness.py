@@ -137,6 +137,26 @@ def test_score_is_the_exact_logprob(engine: Generator, run: Run, models: Any, co
     torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-4, rtol=0)
 
 
+def test_score_beside_mixed_requests(engine: Generator, run: Run, models: Any) -> None:
+    """Prompt log-probabilities of one request, while the others of its batch are mixed."""
+    requests = requests_for([0.5, -0.5, 1.0, 0.0, 2.0], prompt_length=9)
+    prompt, response = [11, 200], [42, 7, 501]
+
+    async def scenario() -> tuple[list[SampledResponse], list[list[float]]]:
+        under_way = [asyncio.create_task(engine.generate(request)) for request in requests]
+        scores = [await engine.score(prompt, response) for _ in range(10)]
+        assert not all(task.done() for task in under_way)
+        return await asyncio.gather(*under_way), scores
+
+    responses, scores = run(scenario())
+    for request, given in zip(requests, responses, strict=True):
+        assert_replayed(given, request, [(models[0], LENGTH)], models[1])
+    rows = mixed_logprobs(*models, prompt + response, 0.0)[len(prompt) - 1 : -1]
+    expected = rows.gather(1, torch.tensor(response).unsqueeze(1)).squeeze(1)
+    for found in scores:
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=0)
+
+
 def test_prompt_without_room_is_refused(engine: Generator, run: Run) -> None:
     request = GenerationRequest(request_id="x", prompt_token_ids=(5,) * 386, coefficient=0.0, seed=0)
     with pytest.raises(PromptError, match="386 tokens does not fit max_model_len=386"):
