@@ -18,6 +18,7 @@ from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS, register
 from pilaf_ray.engines.weight_publishers import WeightUpdate
 from pilaf_ray.errors import ConfigError, PilafError, PromptError, WeightSyncError
 from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.observability.usage import peak_mib
 from pilaf_ray.types import FinishReason, GenerationRequest, RoleUsage, SampledResponse, VersionSpan
 
 if TYPE_CHECKING:
@@ -155,11 +156,12 @@ class Generator:
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
 
+        from pilaf_ray.engines.in_process_executor import choose_executor
         from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
 
         return AsyncEngineArgs(
             **self._engine_arguments,
-            distributed_executor_backend=_executor(self._engine_arguments["tensor_parallel_size"]),
+            distributed_executor_backend=choose_executor(self._engine_arguments["tensor_parallel_size"]),
             hf_overrides={
                 "architectures": [ARCHITECTURE],
                 ARCHITECTURE_KEY: self._architecture,
@@ -332,7 +334,7 @@ class Generator:
     def usage(self) -> RoleUsage:
         """Seconds with at least one request running; peak memory of all its processes (MiB)."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        children = sum(_peak_mib(child.pid) for child in psutil.Process().children(recursive=True))
+        children = sum(peak_mib(child.pid) for child in psutil.Process().children(recursive=True))
         self._peak_memory_mib = max(self._peak_memory_mib, own + children)
         return RoleUsage(role="generator", busy_seconds=self._meter.busy_seconds, peak_memory_mib=self._peak_memory_mib)
 
@@ -381,17 +383,6 @@ class Generator:
         return final
 
 
-def _executor(tensor_parallel_size: int) -> Any:
-    """One CPU worker lives in the engine's process; vLLM chooses for the rest."""
-    from vllm.platforms import current_platform
-
-    if tensor_parallel_size > 1 or not current_platform.is_cpu():
-        return None
-    from pilaf_ray.engines.in_process_executor import InProcessExecutor
-
-    return InProcessExecutor
-
-
 class _Progress:
     """Which phase an update has reached."""
 
@@ -401,13 +392,3 @@ class _Progress:
 def _label(version: int) -> str:
     """vLLM's name of a version; padded, so that names sort like versions."""
     return f"{version:08d}"
-
-
-def _peak_mib(pid: int) -> float:
-    """Peak resident memory of a process; 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    lines = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return next((float(line.split()[1]) / 1024 for line in lines), 0.0)

@@ -6,8 +6,14 @@ loop on a core that the other roles need. The generator sets the environment bef
 engine starts, so the worker can live in the engine's process, with nothing to poll.
 """
 
+from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 
 class InProcessExecutor(UniProcExecutor):
     """The single-process executor under a name that the CPU platform does not replace."""
+
+
+def choose_executor(tensor_parallel_size: int) -> type[InProcessExecutor] | None:
+    """One CPU worker lives in the engine's process; for the rest vLLM chooses (None)."""
+    return InProcessExecutor if tensor_parallel_size == 1 and current_platform.is_cpu() else None

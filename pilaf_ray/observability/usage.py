@@ -1,9 +1,10 @@
-"""What a role's own process spends."""
+"""What processes spend."""
 
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pilaf_ray.types import RoleUsage
 
@@ -28,3 +29,13 @@ class UsageClock:
         """What was used so far; Linux reports the peak resident set in KiB."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return RoleUsage(role=self._role, busy_seconds=self._busy, peak_memory_mib=peak)
+
+
+def peak_mib(pid: int) -> float:
+    """Peak resident memory of any process, in MiB; 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return next((float(line.split()[1]) / 1024 for line in lines), 0.0)
