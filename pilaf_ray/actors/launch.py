@@ -25,7 +25,7 @@ START_SECONDS = 900.0
 """Deadline for loading a model, generous because a cluster may pull weights over a network."""
 
 # glibc gives every large tensor's memory back to the kernel and faults it in again, page by page, for the next
-# one. On CPUs, where activations live in that memory, this costs a third of a training step. Other C libraries
+# one. On CPUs, where activations live in that memory, this slows a training step. Other C libraries
 # ignore these variables.
 CPU_ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",

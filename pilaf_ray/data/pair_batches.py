@@ -18,17 +18,22 @@ class PairBatches:
 
     def groups(self, pairs: Sequence[ResponsePair]) -> list[list[int]]:
         """Indices of ``pairs`` in micro-batches of at most ``max_tokens`` padded tokens."""
-        lengths = [_shared_length(pair) if self._share else _longer_side(pair) for pair in pairs]
-        return micro_batches(lengths, rows_per_item=1 if self._share else 2, max_tokens=self._max_tokens)
+        # One pair that is too long to share sets the budget for all: sharing takes fewer tokens, never more.
+        if self._shares(pairs):
+            return micro_batches([_shared_length(p) for p in pairs], rows_per_item=1, max_tokens=self._max_tokens)
+        return micro_batches([_longer_side(p) for p in pairs], rows_per_item=2, max_tokens=self._max_tokens)
 
     def collate(self, pairs: Sequence[ResponsePair]) -> SequenceBatch:
         """One micro-batch."""
         groups: list[ResponseGroup] = [
             (pair.plan.prompt.token_ids, (pair.a.token_ids, pair.b.token_ids)) for pair in pairs
         ]
-        if self._share and max(map(_shared_length, pairs)) <= LONGEST_SHARED_ROW:
+        if self._shares(pairs):
             return collate_shared(groups)
         return collate([(prompt, response) for prompt, responses in groups for response in responses])
+
+    def _shares(self, pairs: Sequence[ResponsePair]) -> bool:
+        return self._share and max(map(_shared_length, pairs)) <= LONGEST_SHARED_ROW
 
 
 def _shared_length(pair: ResponsePair) -> int:

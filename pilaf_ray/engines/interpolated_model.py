@@ -48,7 +48,6 @@ class InterpolatedForCausalLM(nn.Module):
             )
         ]
         self._shelf = ReferenceShelf.of(vllm_config)
-        self._to_be_sampled = False
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Refused: the two halves embed differently, so tokens must reach :meth:`forward`."""
@@ -66,7 +65,6 @@ class InterpolatedForCausalLM(nn.Module):
         if intermediate_tensors is not None or inputs_embeds is not None:
             raise NotImplementedError("an interpolated model has no pipeline stages and takes token ids")
         policy = self.policy(input_ids, positions)
-        self._to_be_sampled = True
         return torch.cat((policy, self._reference_states(input_ids, positions, like=policy)), dim=-1)
 
     def _reference_states(
@@ -90,9 +88,9 @@ class InterpolatedForCausalLM(nn.Module):
         are for log-probabilities of prompts, which are the policy's own.
         """
         policy_states, reference_states = hidden_states.chunk(2, dim=-1)
-        sampling, self._to_be_sampled = self._to_be_sampled, False
-        if sampling and self._shelf.mixed_rows:
-            mixed = reference_states[list(self._shelf.mixed_rows)]
+        rows = self._shelf.claim_rows()
+        if rows:
+            mixed = reference_states[list(rows)]
             reference = self.reference.compute_logits(mixed)
             if reference is not None:
                 self._shelf.put(reference)

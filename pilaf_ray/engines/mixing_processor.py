@@ -35,7 +35,17 @@ class ReferenceShelf:
     def __init__(self) -> None:
         self.mixed_rows: tuple[int, ...] = ()
         """Places of the mixed requests in the batch, ascending."""
+        self._wanted = False
         self._logits: torch.Tensor | None = None
+
+    def begin_step(self) -> None:
+        """A new forward pass follows; said by the processor, as a replayed CUDA graph runs no code of the model."""
+        self._wanted = True
+
+    def claim_rows(self) -> tuple[int, ...]:
+        """Rows whose logits the step lacks, told once: later logits are for prompts, not for sampling."""
+        wanted, self._wanted = self._wanted, False
+        return self.mixed_rows if wanted else ()
 
     @classmethod
     def of(cls, vllm_config: "VllmConfig") -> "ReferenceShelf":
@@ -102,6 +112,7 @@ class MixingProcessor(LogitsProcessor):
 
     def update_state(self, batch_update: "BatchUpdate | None") -> None:
         """Follow requests through the batch: removed, then added, then moved."""
+        self._shelf.begin_step()
         if batch_update is None:
             return
         for index in batch_update.removed:
