@@ -2,6 +2,8 @@
 
     PilafError
     ├── ConfigError(ValueError)          a setting is wrong; the message says how to mend it
+    ├── PlacementError(ValueError)       the cluster has no room for the roles
+    ├── ClusterError(RuntimeError)       the cluster cannot be reached, or its nodes do not fit together
     ├── PromptError(ValueError)          a prompt source is empty, unreadable or too long
     ├── ModelError(ValueError)           a model folder is missing or does not fit the others
     ├── OracleError(RuntimeError)        a preference oracle raised or answered nonsense
@@ -21,6 +23,14 @@ class PilafError(Exception):
 
 class ConfigError(PilafError, ValueError):
     """A configuration value, or a combination of values, is wrong."""
+
+
+class PlacementError(PilafError, ValueError):
+    """The roles do not fit the cluster; names what is missing and which settings would mend it."""
+
+
+class ClusterError(PilafError, RuntimeError):
+    """The cluster cannot be reached, refuses a job, or its nodes do not fit together."""
 
 
 class PromptError(PilafError, ValueError):

@@ -14,6 +14,7 @@ from rich.markdown import Markdown
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
+from pilaf_ray.actors.placement import Reservations, cluster_nodes
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
@@ -27,6 +28,7 @@ from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.placement import make_groups, plan_placement
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.types import PairState
 
@@ -110,7 +112,11 @@ class TrainingRun:
 
     async def _start_roles(self) -> Roles:
         config, inputs, r = self._config, self._inputs, self._config.resources
-        launcher = RoleLauncher(logs=str(self._folder.logs.resolve()), call_seconds=config.pipeline.call_seconds)
+        launcher = RoleLauncher(
+            logs=str(self._folder.logs.resolve()),
+            call_seconds=config.pipeline.call_seconds,
+            reservations=await self._reserve(),
+        )
         publisher = {
             "transport": config.weights.transport,
             "folder": str((self._folder.path / "weights").resolve()),
@@ -122,15 +128,15 @@ class TrainingRun:
                 build.generator_arguments(config, inputs),
                 replicas=generation.replicas,
                 resources=RoleResources(
-                    num_cpus=r.generator_cpus, num_gpus=r.generator_gpus, threads=generation.cpu_threads
+                    num_cpus=r.generator.cpus, num_gpus=r.generator.gpus, threads=generation.cpu_threads
                 ),
             ),
             launcher.reference(
                 build.reference_arguments(config, inputs),
                 replicas=config.reference.replicas,
                 resources=RoleResources(
-                    num_cpus=r.reference_cpus,
-                    num_gpus=r.reference_gpus,
+                    num_cpus=r.reference.cpus,
+                    num_gpus=r.reference.gpus,
                     threads=config.reference.cpu_threads,
                 ),
             ),
@@ -138,19 +144,27 @@ class TrainingRun:
                 config.oracle.type,
                 build.oracle_arguments(config, inputs),
                 replicas=config.oracle.replicas,
-                resources=RoleResources(num_cpus=r.oracle_cpus, num_gpus=r.oracle_gpus, threads=1),
+                resources=RoleResources(num_cpus=r.oracle.cpus, num_gpus=r.oracle.gpus, threads=1),
             ),
             launcher.learner(
                 build.learner_arguments(config, inputs, self._folder),
                 publisher,
                 ranks=learner.ranks,
-                resources=RoleResources(num_cpus=r.learner_cpus, num_gpus=r.learner_gpus, threads=learner.cpu_threads),
+                resources=RoleResources(num_cpus=r.learner.cpus, num_gpus=r.learner.gpus, threads=learner.cpu_threads),
             ),
             launcher.store(build.ledger_url(self._folder)),
         )
         self._events.record("roles ready", seconds=time.monotonic() - self._started)
         self._roles = Roles(generators=generators, reference=reference, oracle=oracle, learner=group, store=store)
         return self._roles
+
+    async def _reserve(self) -> Reservations:
+        """Everything that the roles need, before any of them starts to load."""
+        plan = plan_placement(make_groups(build.role_requests(self._config)), cluster_nodes())
+        plan.require()
+        reservations = Reservations(plan.groups)
+        await reservations.acquire(seconds=self._config.resources.start_seconds)
+        return reservations
 
     async def _restore(self, roles: Roles, *, resume: bool) -> tuple[int, UnfinishedWork, int]:
         """Load the newest checkpoint and put the ledger back to it."""

@@ -13,6 +13,7 @@ from pilaf_ray.actors.handles import (
     StoreHandle,
     call,
 )
+from pilaf_ray.actors.placement import Reservations
 from pilaf_ray.actors.roles import (
     GeneratorActor,
     LearnerActor,
@@ -71,11 +72,13 @@ class RoleLauncher:
     Args:
         logs: folder for one log file a role.
         call_seconds: deadline of each later call to a role.
+        reservations: where replicas go; without them Ray puts each anywhere with room.
     """
 
-    def __init__(self, *, logs: str, call_seconds: float) -> None:
+    def __init__(self, *, logs: str, call_seconds: float, reservations: Reservations | None = None) -> None:
         self._logs = logs
         self._call_seconds = call_seconds
+        self._reservations = reservations or Reservations(())
 
     async def generators(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> GeneratorPool:
         """Start ``replicas`` generators."""
@@ -107,7 +110,9 @@ class RoleLauncher:
     ) -> LearnerGroup:
         """Start one learner group; rank 0's node chooses where the ranks meet."""
         actors = [
-            LearnerActor.options(**resources.options()).remote(f"learner-{rank}", self._logs, rank)
+            LearnerActor.options(**{**resources.options(), **self._reservations.options("learner", rank)}).remote(
+                f"learner-{rank}", self._logs, rank
+            )
             for rank in range(ranks)
         ]
         address, port = await call(actors[0].rendezvous.remote(), role="policy learner rank 0", seconds=START_SECONDS)
@@ -134,7 +139,9 @@ class RoleLauncher:
         if concurrency is not None:
             options["max_concurrency"] = concurrency
         return [
-            factory.options(**options).remote(f"{role}-{replica}", self._logs, *arguments)
+            factory.options(**{**options, **self._reservations.options(role, replica)}).remote(
+                f"{role}-{replica}", self._logs, *arguments
+            )
             for replica in range(replicas)
         ]
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pilaf_ray.config.base import Dtype, Section
 from pilaf_ray.config.oracle import OracleConfig
+from pilaf_ray.config.resources import ResourcesSection
 
 
 class RunSection(Section):
@@ -270,29 +271,6 @@ class LoggingSection(Section):
     """Project name."""
 
 
-class ResourcesSection(Section):
-    """What one replica of each role asks of Ray."""
-
-    address: str | None = None
-    """Ray cluster to join; RAY_ADDRESS, else a private local one."""
-    generator_cpus: float = Field(default=1.0, ge=0)
-    """CPUs of a generator."""
-    generator_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a generator."""
-    learner_cpus: float = Field(default=1.0, ge=0)
-    """CPUs of a learner rank."""
-    learner_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a learner rank."""
-    reference_cpus: float = Field(default=0.0, ge=0)
-    """CPUs of a reference replica."""
-    reference_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a reference replica."""
-    oracle_cpus: float = Field(default=0.0, ge=0)
-    """CPUs of an oracle replica."""
-    oracle_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of an oracle replica."""
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -343,13 +321,23 @@ class RunConfig(Section):
             lines.append(f"sampler.beta differs from algorithm.beta = {self.algorithm.beta:g}: the theory needs one β")
         return lines
 
+    @model_validator(mode="after")
+    def _devices_suffice(self) -> Self:
+        gpus, workers = self.resources.generator.gpus, self.generation.tensor_parallel_size
+        if gpus and gpus < workers:
+            raise ValueError(
+                f"resources.generator.gpus = {gpus:g} is less than generation.tensor_parallel_size = {workers}: "
+                "a generator needs a GPU for each worker"
+            )
+        return self
+
     @property
     def total_cpus(self) -> float:
         """Logical CPUs that all roles together ask for."""
         r = self.resources
         return (
-            r.generator_cpus * self.generation.replicas
-            + r.learner_cpus * self.learner.ranks
-            + r.reference_cpus * self.reference.replicas
-            + r.oracle_cpus * self.oracle.replicas
+            r.generator.cpus * self.generation.replicas
+            + r.learner.cpus * self.learner.ranks
+            + r.reference.cpus * self.reference.replicas
+            + r.oracle.cpus * self.oracle.replicas
         )

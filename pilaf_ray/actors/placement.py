@@ -1,0 +1,101 @@
+"""Asking Ray for what the planner laid out."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from pilaf_ray.errors import PlacementError
+from pilaf_ray.placement import GIB, Bundle, BundleGroup, NodeCapacity
+
+
+def cluster_nodes() -> tuple[NodeCapacity, ...]:
+    """What every living node of the connected cluster has free."""
+    # Ray has no public call for what is free a node; this one is there since long, and used by Ray's own libraries.
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return tuple(
+        NodeCapacity(
+            name=f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}",
+            cpus=free[node["NodeID"]].get("CPU", 0.0),
+            gpus=free[node["NodeID"]].get("GPU", 0.0),
+            memory_gib=free[node["NodeID"]].get("memory", 0.0) / GIB,
+            labels=tuple(sorted((node.get("Labels") or {}).items())),
+        )
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] in free
+    )
+
+
+class Reservations:
+    """Placement groups of a run: one a replica, one a learner, one a colocated set."""
+
+    def __init__(self, groups: Sequence[BundleGroup]) -> None:
+        self._groups = groups
+        self._reserved: list[Any] = []
+        self._options: dict[tuple[str, int], dict[str, Any]] = {}
+
+    async def acquire(self, *, seconds: float) -> None:
+        """Reserve everything, or nothing; raises PlacementError with the group that was not granted in time."""
+        wanted = []
+        for group in self._groups:
+            if all(bundle.is_empty for bundle in group.bundles):
+                for bundle in group.bundles:
+                    self._remember(bundle, {"label_selector": dict(bundle.labels)} if bundle.labels else {})
+                continue
+            reserved = placement_group(
+                [_resources(bundle) for bundle in group.bundles],
+                strategy=group.strategy.upper(),
+                # Ray wants a new name even where the last holder is being removed.
+                name=f"{group.name}-{uuid4().hex[:8]}",
+                bundle_label_selector=_selectors(group),
+            )
+            self._reserved.append(reserved)
+            wanted.append((group, reserved))
+            for index, bundle in enumerate(group.bundles):
+                strategy = PlacementGroupSchedulingStrategy(
+                    reserved, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
+                )
+                self._remember(bundle, {"scheduling_strategy": strategy})
+        deadline = asyncio.get_running_loop().time() + seconds
+        for group, reserved in wanted:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await reserved.ready()
+            except TimeoutError as error:
+                self.release()
+                raise PlacementError(
+                    f"the cluster did not reserve {len(group.bundles)} x {group.bundles[0].describe()} for "
+                    f"{group.name} within {seconds:g} s; others may have taken it: wait, raise "
+                    "resources.start_seconds, or ask for less"
+                ) from error
+
+    def _remember(self, bundle: Bundle, options: dict[str, Any]) -> None:
+        for member in bundle.members:
+            # Colocated roles split a bundle's GPUs; alone, a role has them whole.
+            self._options[(member.role, member.replica)] = {**options, "num_gpus": member.gpus}
+
+    def options(self, role: str, replica: int) -> dict[str, Any]:
+        """Options for ``Actor.options``; empty for a role that nothing was planned for."""
+        return self._options.get((role, replica), {})
+
+    def release(self) -> None:
+        """Give everything back."""
+        for reserved in self._reserved:
+            remove_placement_group(reserved)
+        self._reserved.clear()
+
+
+def _resources(bundle: Bundle) -> dict[str, float]:
+    amounts = {"CPU": bundle.cpus, "GPU": bundle.gpus, "memory": float(int(bundle.memory_gib * GIB))}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def _selectors(group: BundleGroup) -> list[dict[str, str]] | None:
+    selectors = [dict(bundle.labels) for bundle in group.bundles]
+    return selectors if any(selectors) else None

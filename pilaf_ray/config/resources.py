@@ -1,0 +1,72 @@
+"""What each role asks of the cluster, and what the cluster has."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pilaf_ray.config.base import Section
+
+
+class RoleResourcesConfig(Section):
+    """What one replica (of the learner: one rank) reserves."""
+
+    cpus: float = Field(default=0.0, ge=0)
+    """CPUs."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs; a generator needs generation.tensor_parallel_size of them."""
+    memory_gib: float = Field(default=0.0, ge=0)
+    """Host memory to reserve; 0 reserves none."""
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Only nodes with these Ray labels."""
+    colocate: str | None = None
+    """Roles with the same name here share devices: replica i of each on the same GPU."""
+
+
+class EngineResourcesConfig(RoleResourcesConfig):
+    """A role that computes all the time."""
+
+    cpus: float = Field(default=1.0, ge=0)
+    """CPUs."""
+
+
+class LearnerResourcesConfig(EngineResourcesConfig):
+    """One rank of the learner."""
+
+    strategy: Literal["pack", "strict_pack", "spread", "strict_spread"] = "pack"
+    """How ranks lie on nodes: as few nodes as possible, exactly one, evenly, one rank a node."""
+
+
+class NodeConfig(Section):
+    """Some equal nodes of a cluster."""
+
+    count: int = Field(default=1, ge=1)
+    """How many."""
+    cpus: float = Field(gt=0)
+    """CPUs of each."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each."""
+    memory_gib: float = Field(gt=0)
+    """Host memory of each."""
+    gpu_memory_gib: float = Field(default=0.0, ge=0)
+    """Memory of one GPU; 0 if it is not to be checked."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray labels of each."""
+
+
+class ResourcesSection(Section):
+    """Where roles run and what they reserve."""
+
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else a private local one."""
+    start_seconds: float = Field(default=120.0, gt=0)
+    """How long to wait for the cluster to grant all reservations."""
+    generator: EngineResourcesConfig = EngineResourcesConfig()
+    """A generator replica."""
+    learner: LearnerResourcesConfig = LearnerResourcesConfig()
+    """A learner rank."""
+    reference: RoleResourcesConfig = RoleResourcesConfig()
+    """A reference replica."""
+    oracle: RoleResourcesConfig = RoleResourcesConfig()
+    """An oracle replica."""
+    nodes: list[NodeConfig] = Field(default_factory=list)
+    """The cluster to plan for and to submit to, where it cannot be asked."""

@@ -1,0 +1,61 @@
+"""Reservations on a real Ray cluster of three nodes."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pilaf_ray.actors.placement import Reservations, cluster_nodes
+from pilaf_ray.errors import PlacementError
+from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
+
+LEARNER = RoleRequest(role="learner", replicas=2, cpus=1.0, gpus=1.0, gang=True, strategy="strict_spread")
+# The GPU is a number to Ray: nothing is computed on it here.
+GENERATOR = RoleRequest(role="generator", replicas=1, cpus=1.0, labels=(("pool", "cpu"),))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def three_nodes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "labels": {"pool": "cpu"}})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, num_gpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@ray.remote(num_cpus=1)
+class Where:
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+async def test_ranks_lie_where_the_strategy_says_and_labels_are_kept() -> None:
+    plan = plan_placement(make_groups([LEARNER, GENERATOR]), cluster_nodes())
+    plan.require()
+    reservations = Reservations(plan.groups)
+    await reservations.acquire(seconds=60)
+    ranks = [Where.options(**reservations.options("learner", rank)).remote() for rank in range(2)]
+    generator = Where.options(**reservations.options("generator", 0)).remote()
+    *learner_nodes, generator_node = ray.get([actor.node.remote() for actor in (*ranks, generator)], timeout=60)
+    labelled = [node["NodeID"] for node in ray.nodes() if node["Labels"].get("pool") == "cpu"]
+    assert labelled == [generator_node]
+    assert len({*learner_nodes, generator_node}) == 3
+    # All is taken now: the plan says so before anything waits.
+    with pytest.raises(PlacementError, match="learner needs 1 GPU, 1 CPU on one node; the largest node has"):
+        plan_placement(make_groups([LEARNER]), cluster_nodes()).require()
+    reservations.release()
+
+
+async def test_what_is_not_granted_in_time_is_named_and_given_back() -> None:
+    groups = make_groups([RoleRequest(role="generator", replicas=1, cpus=1.0), LEARNER, LEARNER])
+    with pytest.raises(PlacementError, match="did not reserve 2 x 1 GPU, 1 CPU for learner within 1 s"):
+        await Reservations(groups).acquire(seconds=1)
+    again = Reservations(make_groups([LEARNER]))
+    await again.acquire(seconds=60)
+    again.release()
