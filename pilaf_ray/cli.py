@@ -38,6 +38,21 @@ def train(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. runs/quickstart")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")] = Path("report.html"),
+    sample_pairs: Annotated[int, typer.Option(min=0, help="Labelled pairs shown of each run.")] = 4,
+) -> None:
+    """Write one self-contained HTML page about one run or several."""
+    from pilaf_ray.evaluation.html_pages import write_page
+    from pilaf_ray.evaluation.run_records import read_run
+    from pilaf_ray.evaluation.run_report import run_report
+
+    write_page(output, run_report([read_run(run, sample_pairs=sample_pairs) for run in runs]))
+    typer.echo(f"report: {output}")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report
