@@ -1,6 +1,7 @@
 """Reservations on a real Ray cluster of three nodes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import ray
@@ -53,9 +54,9 @@ async def test_ranks_lie_where_the_strategy_says_and_labels_are_kept() -> None:
 
 
 async def test_what_is_not_granted_in_time_is_named_and_given_back() -> None:
-    groups = make_groups([RoleRequest(role="generator", replicas=1, cpus=1.0), LEARNER, LEARNER])
-    with pytest.raises(PlacementError, match="did not reserve 2 x 1 GPU, 1 CPU for learner within 1 s"):
-        await Reservations(groups).acquire(seconds=1)
+    groups = make_groups([replace(LEARNER, role="first"), replace(LEARNER, replicas=3)])
+    with pytest.raises(PlacementError, match="did not reserve 3 x 1 GPU, 1 CPU for learner within 5 s"):
+        await Reservations(groups).acquire(seconds=5)
     again = Reservations(make_groups([LEARNER]))
     await again.acquire(seconds=60)
     again.release()
