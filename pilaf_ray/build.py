@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pilaf_ray.config.oracle import FunctionOracleConfig
-from pilaf_ray.config.resources import RoleResourcesConfig
 from pilaf_ray.config.schema import (
     HybridSamplerConfig,
     MixSamplerConfig,
@@ -20,7 +19,6 @@ from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.errors import ModelError
-from pilaf_ray.placement import NodeCapacity, RoleRequest
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import (
     HybridSampler,
@@ -210,45 +208,3 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
 def ledger_url(folder: RunFolder) -> str:
     """SQLAlchemy URL of the run's ledger."""
     return f"sqlite:///{Path(folder.path).resolve() / 'preferences.db'}"
-
-
-def role_requests(config: RunConfig) -> tuple[RoleRequest, ...]:
-    """What every role asks of the cluster."""
-    r, generation = config.resources, config.generation
-
-    def request(role: str, replicas: int, count_setting: str, asked: RoleResourcesConfig) -> RoleRequest:
-        return RoleRequest(
-            role=role,
-            replicas=replicas,
-            cpus=asked.cpus,
-            gpus=asked.gpus,
-            memory_gib=asked.memory_gib,
-            labels=tuple(sorted(asked.node_labels.items())),
-            colocate=asked.colocate,
-            gang=role == "learner",
-            strategy=r.learner.strategy,
-            setting=f"resources.{role}",
-            count_setting=count_setting,
-        )
-
-    return (
-        request("generator", generation.replicas, "generation.replicas", r.generator),
-        request("learner", config.learner.ranks, "learner.ranks", r.learner),
-        request("reference", config.reference.replicas, "reference.replicas", r.reference),
-        request("oracle", config.oracle.replicas, "oracle.replicas", r.oracle),
-    )
-
-
-def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
-    """The nodes that ``resources.nodes`` describes."""
-    return tuple(
-        NodeCapacity(
-            name=f"node-{kind}.{number}" if len(config.resources.nodes) > 1 else f"node-{number}",
-            cpus=node.cpus,
-            gpus=node.gpus,
-            memory_gib=node.memory_gib,
-            labels=tuple(sorted(node.labels.items())),
-        )
-        for kind, node in enumerate(config.resources.nodes)
-        for number in range(node.count)
-    )

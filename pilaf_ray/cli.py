@@ -10,6 +10,7 @@ import typer
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import PilafError
+from pilaf_ray.submission.commands import add_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="About configurations.")
@@ -21,6 +22,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. run.seed=1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
+    restartable: Annotated[
+        bool, typer.Option("--restartable", help="Continue the run of that name if there is one, else start it.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the inputs and print the plan, start nothing.")
     ] = False,
@@ -34,7 +38,8 @@ def train(
         return
     from pilaf_ray.training_run import train as run
 
-    run(settings, resume=resume)
+    started = (Path(settings.run.folder) / settings.run.name / "config.json").exists()
+    run(settings, resume=resume or (restartable and started))
 
 
 @app.command()
@@ -82,6 +87,9 @@ def config_docs() -> None:
     from pilaf_ray.config.reference import markdown
 
     typer.echo(markdown(), nl=False)
+
+
+add_commands(app)
 
 
 def main() -> None:

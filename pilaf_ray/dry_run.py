@@ -1,59 +1,115 @@
-"""What a run would do, without starting it: inputs checked, roles placed, budget counted."""
+"""What a run would do, without starting it: inputs checked, roles placed, memory and budget counted."""
 
+import os
+
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pilaf_ray.build import build_inputs
+from pilaf_ray.build import RunInputs, build_inputs
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.memory import GIB, MemoryEstimate
+from pilaf_ray.placement import NodeCapacity, PlacementPlan
+from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
 
 
 def print_plan(config: RunConfig) -> None:
-    """Check everything that can be known beforehand and print the plan; raises PilafError."""
+    """Check everything that can be known beforehand and print the plan.
+
+    Raises:
+        PlacementError: the roles do not fit ``resources.nodes``.
+        PilafError: an input is missing or wrong.
+    """
     console = Console()
     for line in config.departures_from_theory:
         console.print(f"warning: {line}", markup=False)
     inputs = build_inputs(config)
-    r = config.resources
-    table = Table("role", "replicas", "CPUs each", "GPUs each", "threads each", "model", title=f"run {config.run.name}")
-    roles = [
-        (
-            "generator",
-            config.generation.replicas,
-            r.generator.cpus,
-            r.generator.gpus,
-            config.generation.cpu_threads,
-            f"{config.model.policy} + {config.model.reference_path}, {inputs.dtype}",
-        ),
-        (
-            "reference",
-            config.reference.replicas,
-            r.reference.cpus,
-            r.reference.gpus,
-            config.reference.cpu_threads,
-            f"{config.model.reference_path}, {inputs.dtype}",
-        ),
-        ("oracle", config.oracle.replicas, r.oracle.cpus, r.oracle.gpus, 1, config.oracle.type),
-        (
-            "policy learner",
-            config.learner.ranks,
-            r.learner.cpus,
-            r.learner.gpus,
-            config.learner.cpu_threads,
-            f"{config.model.policy}, {inputs.precision}, ZeRO-{config.learner.zero_stage}",
-        ),
-    ]
-    for role, replicas, cpus, gpus, threads, model in roles:
-        table.add_row(role, str(replicas), f"{cpus:g}", f"{gpus:g}", str(threads), model)
-    console.print(table)
+    estimates = role_memory(config)
+    console.print(_roles(config, inputs, estimates))
+    console.print(_parts(estimates))
+    nodes = planned_nodes(config) or _this_machine(config)
+    if nodes:
+        _print_placement(console, config, estimates, plan_on(config, nodes))
     train, held_out = inputs.train, inputs.evaluation
     pairs = config.run.max_steps * config.learner.batch_pairs
     lines = [
         f"prompts: {len(train.prompts)} to train on, {len(held_out.prompts)} held out",
         f"budget: {config.run.max_steps} steps of {config.learner.batch_pairs} pairs = {pairs} labels; "
         f"pairs are at most {config.pipeline.max_staleness_steps} steps old",
-        f"cluster: {config.resources.address or 'a private one on this machine, unless RAY_ADDRESS is set'}; "
+        f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "
         f"logical CPUs asked for: {config.total_cpus:g}",
         f"run folder: {config.run.folder}/{config.run.name}",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)
+
+
+def _address(config: RunConfig) -> str | None:
+    return config.resources.address or os.environ.get("RAY_ADDRESS")
+
+
+def _this_machine(config: RunConfig) -> tuple[NodeCapacity, ...]:
+    """The private cluster that the run would start; nothing is known of a cluster that it would join."""
+    if _address(config):
+        return ()
+    import torch
+
+    memory = psutil.virtual_memory().available / GIB
+    cpus = max(1.0, float(round(config.total_cpus)))
+    return (NodeCapacity(name="this machine", cpus=cpus, gpus=torch.cuda.device_count(), memory_gib=memory),)
+
+
+def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate, ...]) -> Table:
+    r = config.resources
+    policy, reference = config.model.policy, config.model.reference_path
+    zero = f"ZeRO-{config.learner.zero_stage}"
+    rows = {
+        "generator": (
+            config.generation.replicas,
+            r.generator,
+            config.generation.cpu_threads,
+            f"{policy} + {reference}, {inputs.dtype}",
+        ),
+        "learner": (
+            config.learner.ranks,
+            r.learner,
+            config.learner.cpu_threads,
+            f"{policy}, {inputs.precision}, {zero}",
+        ),
+        "reference": (
+            config.reference.replicas,
+            r.reference,
+            config.reference.cpu_threads,
+            f"{reference}, {inputs.dtype}",
+        ),
+        "oracle": (config.oracle.replicas, r.oracle, 1, config.oracle.type),
+    }
+    table = Table("role", "replicas", "CPUs", "GPUs", "threads", "GiB a GPU", "GiB of host", "model")
+    table.title = f"run {config.run.name}: each replica"
+    for estimate in estimates:
+        replicas, asked, threads, model = rows[estimate.role]
+        name = "policy learner" if estimate.role == "learner" else estimate.role
+        device = f"{estimate.device_bytes / GIB:.1f}" if estimate.device else ""
+        numbers = (str(replicas), f"{asked.cpus:g}", f"{asked.gpus:g}", str(threads))
+        table.add_row(name, *numbers, device, f"{estimate.host_bytes / GIB:.1f}", model)
+    return table
+
+
+def _parts(estimates: tuple[MemoryEstimate, ...]) -> Table:
+    """Where the memory goes, in GiB."""
+    table = Table("role", "where", "estimated GiB by part", box=None)
+    for estimate in estimates:
+        for where, parts in (("GPU", estimate.device), ("host", estimate.host)):
+            if parts:
+                table.add_row(estimate.role, where, ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts))
+    return table
+
+
+def _print_placement(
+    console: Console, config: RunConfig, estimates: tuple[MemoryEstimate, ...], plan: PlacementPlan
+) -> None:
+    for node, members in sorted(plan.members_by_node().items()):
+        console.print(f"{node}: {', '.join(members)}", markup=False, highlight=False)
+    plan.require()
+    for line in memory_shortfalls(config, estimates, plan):
+        console.print(f"warning: {line}", markup=False, highlight=False)

@@ -200,18 +200,18 @@ def plan_placement(groups: Sequence[BundleGroup], nodes: Sequence[NodeCapacity])
     """Lay ``groups`` on ``nodes``; what does not fit is in ``shortfalls``, one line a group."""
     free = {node.name: node for node in nodes}
     assigned: dict[str, tuple[str, ...]] = {}
-    shortfalls: list[str] = []
+    homeless: dict[tuple[str, ...], list[BundleGroup]] = {}
     for group in sorted(groups, key=_size, reverse=True):
         chosen = _place(group, free)
         if chosen is None:
-            shortfalls.append(_explain(group, nodes, free))
+            # Replicas of one role fail alike, and are told together.
+            homeless.setdefault(group.settings or (group.name,), []).append(group)
             continue
         for name, bundle in zip(chosen, group.bundles, strict=True):
             free[name] = free[name].without(bundle)
         assigned[group.name] = chosen
-    return PlacementPlan(
-        groups=tuple(groups), nodes=tuple(nodes), assigned=assigned, shortfalls=tuple(dict.fromkeys(shortfalls))
-    )
+    shortfalls = tuple(_explain(alike[0], len(alike), nodes, free) for alike in homeless.values())
+    return PlacementPlan(groups=tuple(groups), nodes=tuple(nodes), assigned=assigned, shortfalls=shortfalls)
 
 
 def _size(group: BundleGroup) -> tuple[float, float, float, float]:
@@ -255,33 +255,34 @@ def _fill(bundles: Sequence[Bundle], nodes: dict[str, NodeCapacity], *, spread: 
     return tuple(chosen)
 
 
-def _explain(group: BundleGroup, nodes: Sequence[NodeCapacity], free: dict[str, NodeCapacity]) -> str:
-    """What is missing, in one line, with the keys that mend it."""
+def _explain(group: BundleGroup, count: int, nodes: Sequence[NodeCapacity], free: dict[str, NodeCapacity]) -> str:
+    """What ``count`` groups like ``group`` miss, in one line, with the keys that mend it."""
+    name = group.name if count == 1 else f"{group.name} and {count - 1} more like it"
     mend = f"lower {' or '.join(group.settings)}" if group.settings else "ask for less"
     if not nodes:
-        return f"{group.name} needs {group.bundles[0].describe()}; the cluster has no nodes"
+        return f"{name} needs {group.bundles[0].describe()}; the cluster has no nodes"
     largest = max(group.bundles, key=lambda b: (b.gpus, b.cpus))
     labelled = [node for node in nodes if node.matches(largest)]
     if not labelled:
         wanted = ", ".join(f"{key}={value}" for key, value in largest.labels)
-        return f"{group.name} wants nodes labelled {wanted}; no node is: change node_labels, or label a node"
+        return f"{name} wants nodes labelled {wanted}; no node is: change node_labels, or label a node"
     whole = _total(group) if group.strategy == "strict_pack" else largest
     if not any(node.holds(whole) for node in labelled):
         best = max(labelled, key=lambda n: (n.gpus, n.cpus, n.memory_gib))
         hint = ", or set resources.learner.strategy: pack" if group.strategy == "strict_pack" else ""
         return (
-            f"{group.name} needs {whole.describe()} on one node; the largest node has "
+            f"{name} needs {whole.describe()} on one node; the largest node has "
             f"{_describe(best, whole)} free: {mend}{hint}, or use larger nodes"
         )
     if group.strategy == "strict_spread" and len(group.bundles) > len(labelled):
-        return f"{group.name} needs {len(group.bundles)} nodes; there are {len(labelled)}: {mend}, or spread less"
+        return f"{name} needs {len(group.bundles)} nodes; there are {len(labelled)}: {mend}, or spread less"
     after = "; ".join(
         f"{node.name} {_describe(free[node.name], whole)}" for node in sorted(labelled, key=lambda n: n.name)[:4]
     )
     many = f"{len(group.bundles)} x " if len(group.bundles) > 1 and group.strategy != "strict_pack" else ""
     more = f" and {len(labelled) - 4} more" if len(labelled) > 4 else ""
     return (
-        f"{group.name} needs {many}{whole.describe()}; beside the other roles the nodes have left: "
+        f"{name} needs {many}{whole.describe()}; beside the other roles the nodes have left: "
         f"{after}{more}: {mend}, or add nodes"
     )
 

@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
-from pilaf_ray.actors.placement import Reservations, cluster_nodes
+from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
@@ -28,7 +28,7 @@ from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
-from pilaf_ray.placement import make_groups, plan_placement
+from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.types import PairState
 
@@ -160,10 +160,12 @@ class TrainingRun:
 
     async def _reserve(self) -> Reservations:
         """Everything that the roles need, before any of them starts to load."""
-        plan = plan_placement(make_groups(build.role_requests(self._config)), cluster_nodes())
+        r = self._config.resources
+        await wait_for_nodes(sum(node.count for node in r.nodes), seconds=r.start_seconds)
+        plan = plan_on(self._config, cluster_nodes())
         plan.require()
         reservations = Reservations(plan.groups)
-        await reservations.acquire(seconds=self._config.resources.start_seconds)
+        await reservations.acquire(seconds=r.start_seconds)
         return reservations
 
     async def _restore(self, roles: Roles, *, resume: bool) -> tuple[int, UnfinishedWork, int]:

@@ -9,7 +9,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pilaf_ray.errors import PlacementError
+from pilaf_ray.errors import ClusterError, PlacementError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, NodeCapacity
 
 
@@ -30,6 +30,22 @@ def cluster_nodes() -> tuple[NodeCapacity, ...]:
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] in free
     )
+
+
+async def wait_for_nodes(count: int, *, seconds: float) -> None:
+    """Return once ``count`` nodes have CPUs or GPUs to give (a head without any does not count).
+
+    Raises:
+        ClusterError: fewer nodes have joined after ``seconds``.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    while (joined := sum(1 for node in cluster_nodes() if node.cpus or node.gpus)) < count:
+        if asyncio.get_running_loop().time() > deadline:
+            raise ClusterError(
+                f"{joined} of the {count} nodes in resources.nodes joined the cluster within {seconds:g} s: look at "
+                "the workers' logs, raise resources.start_seconds, or list fewer nodes"
+            )
+        await asyncio.sleep(0.5)
 
 
 class Reservations:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pilaf_ray.config.base import Dtype, Section
 from pilaf_ray.config.oracle import OracleConfig
 from pilaf_ray.config.resources import ResourcesSection
+from pilaf_ray.config.submission import SubmissionSection
 
 
 class RunSection(Section):
@@ -289,6 +290,7 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()
     resources: ResourcesSection = ResourcesSection()
+    submission: SubmissionSection = SubmissionSection()
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilaf_ray import build
+from pilaf_ray import resource_plan
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.errors import ConfigError, PlacementError
 from pilaf_ray.placement import BundleGroup, NodeCapacity, RoleRequest, make_groups, plan_placement
@@ -144,8 +144,8 @@ def test_colocated_roles_split_their_device() -> None:
 @pytest.mark.parametrize("name", ["quickstart", "llama3-8b-hh"])
 def test_shipped_configurations_fit_the_nodes_that_they_describe(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
-    nodes = build.planned_nodes(config) or (NodeCapacity(name="here", cpus=2.0),)
-    plan_placement(make_groups(build.role_requests(config)), nodes).require()
+    nodes = resource_plan.planned_nodes(config) or (NodeCapacity(name="here", cpus=2.0),)
+    plan_placement(make_groups(resource_plan.role_requests(config)), nodes).require()
 
 
 def test_generators_need_a_device_for_each_worker() -> None:

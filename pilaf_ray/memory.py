@@ -1,0 +1,202 @@
+"""How much memory each role will take, from the shapes of the models and the settings.
+
+One estimate a replica, in named parts, so that a number that surprises can be traced. On
+CPUs every part lies in host memory. The constants of this module are measured;
+``python -m benchmarks.memory`` compares estimates with the peaks of a real run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pilaf_ray.errors import ModelError
+
+MIB, GIB = 2**20, 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+RUNTIME_MIB = {"generator": 1300, "learner": 800, "reference": 600, "oracle": 180, "oracle model": 600}
+"""Python, Ray, PyTorch and the role's engine before any weight is loaded, on a CPU."""
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's reduce_bucket_size; on GPUs the bucket is allocated whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """The sizes of a decoder that memory depends on.
+
+    Example: ``ModelShape(parameters=134_515_008, layers=30, hidden=576, intermediate=1536,
+    vocabulary=49_152, heads=9, kv_heads=3, head_size=64, tied=True)``
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    tied: bool = False
+
+    def kv_bytes_a_token(self, element: int) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size * element
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one replica, by part, on its device and in host memory."""
+
+    role: str
+    device: tuple[tuple[str, float], ...]
+    host: tuple[tuple[str, float], ...]
+
+    @property
+    def device_bytes(self) -> float:
+        """Sum on one device."""
+        return sum(size for _, size in self.device)
+
+    @property
+    def host_bytes(self) -> float:
+        """Sum in host memory."""
+        return sum(size for _, size in self.host)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerSettings:
+    """What of the learner's settings costs memory."""
+
+    precision: str
+    zero_stage: int
+    ranks: int
+    micro_batch_tokens: int
+    logprob_chunk_tokens: int
+    gradient_checkpointing: bool
+    transport: str
+    on_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorSettings:
+    """What of the generator's settings costs memory."""
+
+    dtype: str
+    kv_cache_gib: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    tensor_parallel_size: int
+    on_gpu: bool
+
+
+def shape_of(config: object, *, head: bool = True) -> ModelShape:
+    """The shape of a transformers configuration; the model is built without weights to count them."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    text = config.get_text_config()  # type: ignore[attr-defined]
+    factory = AutoModelForCausalLM if head else AutoModel
+    with torch.device("meta"):
+        model = factory.from_config(text)
+    heads = text.num_attention_heads
+    return ModelShape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        tied=head and bool(getattr(text, "tie_word_embeddings", False)),
+    )
+
+
+def read_shape(path: str, *, head: bool = True) -> ModelShape:
+    """The shape of a model folder or hub id; raises ModelError in one line."""
+    from transformers import AutoConfig
+
+    try:
+        return shape_of(AutoConfig.from_pretrained(path), head=head)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: no model configuration to estimate memory from: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def layer_activations(shape: ModelShape, element: int) -> float:
+    """Bytes a token that one decoder layer keeps for its backward pass.
+
+    Two norms (input and normalised value), queries, keys, values and the attention's output, the
+    two residual sums, and three tensors of the gated MLP with their product.
+    """
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size
+    return element * (6 * shape.hidden + attention + 4 * shape.intermediate)
+
+
+def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstimate:
+    """One learner rank. With GPUs the model is still loaded, sent out and saved through host memory."""
+    n, element = shape.parameters, BYTES[settings.precision]
+    stage, ranks = settings.zero_stage, settings.ranks
+    share = n / ranks
+    tokens = settings.micro_batch_tokens
+    layer = layer_activations(shape, element)
+    kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
+    chunk = min(settings.logprob_chunk_tokens, tokens)
+    work = {
+        "weights": element * (share if stage == 3 else n),
+        "gradients": element * (share if stage >= 2 else n) + (4 * share if stage else 0),
+        "master weights": 4 * share if stage or element < 4 else 0,
+        "optimizer": 8 * (share if stage else n),
+        "activations": tokens * kept,
+        "logits": 3 * 4 * chunk * shape.vocabulary,
+    }
+    if stage in (1, 2):
+        work["communication"] = element * (BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, n))
+    host = {
+        "loading": 4 * n if settings.on_gpu else 0,
+        "weights to send": element * n * (2 if settings.transport == "gloo" else 1),
+        "runtime": RUNTIME_MIB["learner"] * MIB,
+    }
+    return _estimate("learner", work, host, on_gpu=settings.on_gpu)
+
+
+def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEstimate:
+    """One generator replica (on GPUs: one of its devices): policy and reference in one engine."""
+    element = BYTES[settings.dtype]
+    workers = settings.tensor_parallel_size if settings.on_gpu else 1
+    n = shape.parameters
+    # A tied output head has a packed copy of its own on CPUs.
+    packed = shape.vocabulary * shape.hidden if shape.tied and not settings.on_gpu else 0
+    work = {
+        "weights": 2 * element * (n + packed) / workers,
+        "KV cache": settings.kv_cache_gib * GIB,
+        "activations": settings.max_num_batched_tokens * element * (4 * shape.hidden + 3 * shape.intermediate),
+        "logits": settings.max_num_seqs * shape.vocabulary * (4 * 4 + 2 * 8),
+        "weights received": element * n / workers,
+    }
+    return _estimate("generator", work, {"runtime": RUNTIME_MIB["generator"] * MIB}, on_gpu=settings.on_gpu)
+
+
+def scorer_memory(role: str, shape: ModelShape, *, dtype: str, tokens: int, chunk: int, on_gpu: bool) -> MemoryEstimate:
+    """A model that only looks at ``tokens`` at once: the reference, or a reward model (``chunk`` 0)."""
+    element = BYTES[dtype]
+    work = {
+        "weights": element * shape.parameters,
+        "activations": tokens * element * (6 * shape.hidden + 3 * shape.intermediate),
+        "logits": 3 * 4 * min(chunk, tokens) * shape.vocabulary,
+    }
+    name = role if role in RUNTIME_MIB and chunk else "oracle model"
+    return _estimate(role, work, {"runtime": RUNTIME_MIB[name] * MIB}, on_gpu=on_gpu)
+
+
+def function_memory() -> MemoryEstimate:
+    """An oracle that is a plain function, without what the function itself loads."""
+    return _estimate("oracle", {}, {"runtime": RUNTIME_MIB["oracle"] * MIB}, on_gpu=False)
+
+
+def _estimate(role: str, work: Mapping[str, float], host: Mapping[str, float], *, on_gpu: bool) -> MemoryEstimate:
+    if on_gpu:
+        return MemoryEstimate(role=role, device=_parts(work), host=_parts(host))
+    return MemoryEstimate(role=role, device=(), host=_parts({**work, **host}))
+
+
+def _parts(sizes: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple((name, size) for name, size in sizes.items() if size)

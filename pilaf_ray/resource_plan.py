@@ -1,0 +1,156 @@
+"""What a configuration asks of a cluster: reservations, memory and the nodes it describes."""
+
+from pilaf_ray.config.oracle import FunctionOracleConfig
+from pilaf_ray.config.resources import RoleResourcesConfig
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.memory import (
+    GIB,
+    GeneratorSettings,
+    LearnerSettings,
+    MemoryEstimate,
+    ModelShape,
+    function_memory,
+    generator_memory,
+    learner_memory,
+    read_shape,
+    scorer_memory,
+)
+from pilaf_ray.placement import NodeCapacity, PlacementPlan, RoleRequest, make_groups, plan_placement
+
+
+def role_requests(config: RunConfig) -> tuple[RoleRequest, ...]:
+    """What every role asks of the cluster."""
+    r, generation = config.resources, config.generation
+
+    def request(role: str, replicas: int, count_setting: str, asked: RoleResourcesConfig) -> RoleRequest:
+        return RoleRequest(
+            role=role,
+            replicas=replicas,
+            cpus=asked.cpus,
+            gpus=asked.gpus,
+            memory_gib=asked.memory_gib,
+            labels=tuple(sorted(asked.node_labels.items())),
+            colocate=asked.colocate,
+            gang=role == "learner",
+            strategy=r.learner.strategy,
+            setting=f"resources.{role}",
+            count_setting=count_setting,
+        )
+
+    return (
+        request("generator", generation.replicas, "generation.replicas", r.generator),
+        request("learner", config.learner.ranks, "learner.ranks", r.learner),
+        request("reference", config.reference.replicas, "reference.replicas", r.reference),
+        request("oracle", config.oracle.replicas, "oracle.replicas", r.oracle),
+    )
+
+
+def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
+    """The nodes that ``resources.nodes`` describes."""
+    return tuple(
+        NodeCapacity(
+            name=f"node-{kind}.{number}" if len(config.resources.nodes) > 1 else f"node-{number}",
+            cpus=node.cpus,
+            gpus=node.gpus,
+            memory_gib=node.memory_gib,
+            labels=tuple(sorted(node.labels.items())),
+        )
+        for kind, node in enumerate(config.resources.nodes)
+        for number in range(node.count)
+    )
+
+
+def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[MemoryEstimate, ...]:
+    """One replica of every role; ``shape`` is the policy's, read from its folder when left out."""
+    policy = shape or read_shape(config.model.policy)
+    dtype = resolve_dtype(config.model.dtype)
+    generation, learner, r = config.generation, config.learner, config.resources
+    return (
+        generator_memory(
+            policy,
+            GeneratorSettings(
+                dtype=dtype,
+                kv_cache_gib=generation.kv_cache_gib,
+                max_num_seqs=generation.max_num_seqs,
+                max_num_batched_tokens=max(generation.max_num_batched_tokens, config.model.max_length),
+                tensor_parallel_size=generation.tensor_parallel_size,
+                on_gpu=r.generator.gpus > 0,
+            ),
+        ),
+        learner_memory(
+            policy,
+            LearnerSettings(
+                precision=resolve_dtype(learner.precision),
+                zero_stage=learner.zero_stage,
+                ranks=learner.ranks,
+                micro_batch_tokens=max(learner.micro_batch_tokens, config.model.max_length),
+                logprob_chunk_tokens=learner.logprob_chunk_tokens,
+                gradient_checkpointing=learner.gradient_checkpointing,
+                transport=config.weights.transport,
+                on_gpu=r.learner.gpus > 0,
+            ),
+        ),
+        scorer_memory(
+            "reference",
+            policy,
+            dtype=dtype,
+            tokens=max(config.reference.micro_batch_tokens, config.model.max_length),
+            chunk=learner.logprob_chunk_tokens,
+            on_gpu=r.reference.gpus > 0,
+        ),
+        _oracle_memory(config),
+    )
+
+
+def _oracle_memory(config: RunConfig) -> MemoryEstimate:
+    oracle = config.oracle
+    if isinstance(oracle, FunctionOracleConfig):
+        return function_memory()
+    return scorer_memory(
+        "oracle",
+        read_shape(oracle.path, head=False),
+        dtype=resolve_dtype(oracle.dtype),
+        tokens=oracle.micro_batch_size * oracle.max_length,
+        chunk=0,
+        on_gpu=config.resources.oracle.gpus > 0,
+    )
+
+
+def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], plan: PlacementPlan) -> tuple[str, ...]:
+    """Devices and nodes of ``resources.nodes`` that the roles placed on them would fill beyond their memory."""
+    by_role = {estimate.role: estimate for estimate in estimates}
+    sizes = [node.gpu_memory_gib for node in config.resources.nodes if node.gpu_memory_gib]
+    lines = []
+    for group in plan.groups if sizes else ():
+        for bundle in group.bundles:
+            needed = sum(by_role[m.role].device_bytes for m in bundle.members if m.gpus) / GIB
+            if needed > max(sizes):
+                names = " and ".join(m.role for m in bundle.members if m.gpus)
+                mend = _mend(bundle.members[0].role)
+                lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {max(sizes):g}: {mend}")
+    room = {node.name: node.memory_gib for node in plan.nodes}
+    for name, members in plan.members_by_node().items():
+        needed = sum(by_role[member.rsplit("-", 1)[0]].host_bytes for member in members) / GIB
+        if room[name] and needed > room[name]:
+            lines.append(
+                f"{name} has {room[name]:.0f} GiB of memory, the roles on it would take {needed:.0f}: "
+                f"{', '.join(members)}; spread them over more nodes, or take larger ones"
+            )
+    return tuple(dict.fromkeys(lines))
+
+
+def _mend(role: str) -> str:
+    hints = {
+        "generator": "raise generation.tensor_parallel_size, or lower generation.kv_cache_gib",
+        "learner": "raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing, "
+        "or lower learner.micro_batch_tokens",
+        "reference": "lower reference.micro_batch_tokens, or take larger GPUs",
+        "oracle": "lower oracle.micro_batch_size, or take larger GPUs",
+    }
+    return hints[role]
+
+
+def plan_on(config: RunConfig, nodes: tuple[NodeCapacity, ...]) -> PlacementPlan:
+    """The roles of ``config`` laid on ``nodes``."""
+    return plan_placement(make_groups(role_requests(config)), nodes)

@@ -1,0 +1,105 @@
+"""``pilaf-ray submit``, ``jobs``, ``logs`` and ``stop``."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pilaf_ray.config.loader import load_config
+
+if TYPE_CHECKING:
+    from pilaf_ray.submission.schedulers import Scheduler
+
+
+class Target(StrEnum):
+    """Where a run can be handed over."""
+
+    ray = "ray"
+    slurm = "slurm"
+    kuberay = "kuberay"
+    skypilot = "skypilot"
+
+
+To = Annotated[Target, typer.Option("--to", help="Scheduler.")]
+Address = Annotated[str | None, typer.Option(help="Ray: address of the dashboard, else RAY_API_SERVER_ADDRESS.")]
+Namespace = Annotated[str, typer.Option(help="KubeRay: namespace.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    for command in (submit, jobs, logs, stop):
+        app.command()(command)
+
+
+def submit(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. run.seed=1")] = None,
+    to: To = Target.ray,
+    address: Address = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder that goes with the job; relative paths start here.")
+    ] = Path(),
+    follow: Annotated[bool, typer.Option("--follow", help="Stay and show the output until the job ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be handed over.")] = False,
+) -> None:
+    """Hand a run to a scheduler; submitted again, it goes on where it stopped."""
+    from pilaf_ray.submission.job import check, make_job, render
+
+    job = make_job(load_config(config, overrides or []), working_dir=working_dir)
+    check(job, to)
+    if dry_run:
+        shown = {"command": job.entrypoint} if to is Target.ray else render(job, to)
+        for text in shown.values():
+            typer.echo(text)
+        return
+    scheduler = _scheduler(to, address, job.config.submission.kubernetes.namespace)
+    job_id = scheduler.submit(job)
+    typer.echo(f"submitted {job_id}; run folder {job.config.run.folder}/{job.config.run.name}")
+    typer.echo(f"follow it with: pilaf-ray logs {job_id} --to {to} --follow")
+    if follow:
+        scheduler.logs(job_id, follow=True, write=typer.echo)
+
+
+def jobs(to: To = Target.ray, address: Address = None, namespace: Namespace = "default") -> None:
+    """List this project's jobs."""
+    for status in _scheduler(to, address, namespace).jobs():
+        typer.echo(f"{status.job_id}\t{status.state}\t{status.name}")
+
+
+def logs(
+    job: Annotated[str, typer.Argument(help="Id, as `submit` and `jobs` print it.")],
+    to: To = Target.ray,
+    address: Address = None,
+    namespace: Namespace = "default",
+    follow: Annotated[bool, typer.Option("--follow", help="Stay until the job ends.")] = False,
+) -> None:
+    """Show a job's output."""
+    _scheduler(to, address, namespace).logs(job, follow=follow, write=typer.echo)
+
+
+def stop(
+    job: Annotated[str, typer.Argument(help="Id, as `submit` and `jobs` print it.")],
+    to: To = Target.ray,
+    address: Address = None,
+    namespace: Namespace = "default",
+) -> None:
+    """Ask a job to save and end."""
+    _scheduler(to, address, namespace).stop(job)
+    typer.echo(f"told {job} to stop; what it saved is continued by submitting it again")
+
+
+def _scheduler(to: Target, address: str | None, namespace: str) -> "Scheduler":
+    from pilaf_ray.submission.schedulers import KubeRay, SkyPilot, Slurm
+
+    match to:
+        case Target.ray:
+            from pilaf_ray.actors.jobs import RayJobs
+
+            return RayJobs(address)
+        case Target.slurm:
+            return Slurm()
+        case Target.kuberay:
+            return KubeRay(namespace)
+        case _:
+            return SkyPilot()

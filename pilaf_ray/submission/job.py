@@ -1,0 +1,139 @@
+"""A run as a scheduler sees it, and the files that hand it over."""
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pilaf_ray.config.resources import NodeConfig
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.errors import ConfigError
+from pilaf_ray.resource_plan import plan_on, planned_nodes
+
+TARGETS = ("ray", "slurm", "kuberay", "skypilot")
+_TEMPLATES = {
+    "slurm": ("slurm.sbatch.j2", "job.sbatch"),
+    "kuberay": ("rayjob.yaml.j2", "rayjob.yaml"),
+    "skypilot": ("sky.yaml.j2", "task.yaml"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One submission: what runs, where its files are, and what it needs."""
+
+    name: str
+    """Valid as a Kubernetes name: lower case, digits and dashes."""
+    config: RunConfig
+    config_path: Path
+    """Resolved configuration, on storage that the job can read."""
+    working_dir: Path
+
+    @property
+    def entrypoint(self) -> str:
+        """The command of the driver; it starts the run, or goes on with it after an interruption."""
+        return f"python -m pilaf_ray train {self.config_path} --restartable"
+
+    @property
+    def nodes(self) -> tuple[NodeConfig, ...]:
+        """The kinds of nodes asked for."""
+        return tuple(self.config.resources.nodes)
+
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes, of all kinds."""
+        return sum(node.count for node in self.nodes)
+
+
+def make_job(config: RunConfig, *, working_dir: Path) -> Job:
+    """The job of ``config``, with every path that exists here made absolute.
+
+    A job runs in another folder than the one it was submitted from, so relative paths would point nowhere.
+    """
+    absolute = _absolute(config, working_dir.resolve())
+    path = Path(absolute.run.folder) / ".submitted" / f"{config.run.name}.json"
+    return Job(name=job_name(config.run.name), config=absolute, config_path=path, working_dir=working_dir.resolve())
+
+
+def job_name(run_name: str) -> str:
+    """``pilaf-`` and the run's name in the letters that every scheduler takes."""
+    return "pilaf-" + re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")[:40].rstrip("-")
+
+
+def _absolute(config: RunConfig, root: Path) -> RunConfig:
+    values: dict[str, Any] = config.model_dump(mode="json")
+    values["run"]["folder"] = str(root / config.run.folder)
+    places = [
+        (values["model"], "policy"),
+        (values["model"], "reference"),
+        (values["prompts"]["train"], "path"),
+        (values["prompts"]["evaluation"], "path"),
+        (values["oracle"], "path"),
+    ]
+    for section, key in places:
+        value = section.get(key)
+        if isinstance(value, str) and (root / value).exists():
+            section[key] = str(root / value)
+    return RunConfig.model_validate(values)
+
+
+def check(job: Job, target: str) -> None:
+    """Raise PlacementError or ConfigError before anything is queued that could not run."""
+    if target == "ray":
+        return
+    if not job.nodes:
+        raise ConfigError(
+            f"resources.nodes is empty: --to {target} asks for the nodes that it lists, "
+            "e.g. resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900}]"
+        )
+    if target in ("slurm", "skypilot") and len(job.nodes) > 1:
+        raise ConfigError(f"resources.nodes lists {len(job.nodes)} kinds of nodes: --to {target} takes one kind")
+    mount = job.config.submission.kubernetes.mount_path
+    if target == "kuberay" and not job.config.run.folder.startswith(mount):
+        raise ConfigError(
+            f"run.folder = {job.config.run.folder} is not on the shared volume: set it to a folder under "
+            f"submission.kubernetes.mount_path = {mount}, where a restarted job finds it again"
+        )
+    plan_on(job.config, planned_nodes(job.config)).require()
+
+
+def render(job: Job, target: str) -> dict[str, str]:
+    """File name to text of everything that ``target`` needs; no value of a secret is in it."""
+    template, file_name = _TEMPLATES[target]
+    environment = Environment(
+        loader=PackageLoader("pilaf_ray.submission"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["json"] = json.dumps
+    text = environment.get_template(template).render(
+        job=job,
+        config=job.config,
+        config_json=job.config.model_dump_json(indent=2),
+        submission=job.config.submission,
+        label_option=f' --labels "{_labels(job.nodes[0])}"' if job.nodes[0].labels else "",
+        start_params=_start_params,
+        ray_version=version("ray"),
+    )
+    return {file_name: text}
+
+
+def _start_params(node: NodeConfig) -> dict[str, str]:
+    """``rayStartParams`` of a worker group; KubeRay wants strings."""
+    return {"labels": _labels(node)} if node.labels else {}
+
+
+def _labels(node: NodeConfig) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
+
+
+def write_config(job: Job) -> None:
+    """Put the resolved configuration where the job reads it."""
+    job.config_path.parent.mkdir(parents=True, exist_ok=True)
+    job.config_path.write_text(job.config.model_dump_json(indent=2))

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# A whole Slurm on this machine, for trying `pilaf-ray submit --to slurm`: munge, a controller and one node.
+# Needs root and Debian's slurm-wlm and munge. usage: local_slurm.sh start|stop FOLDER
+set -euo pipefail
+action=${1:?start or stop} folder=$(realpath -m "${2:?a folder for its state}")
+export SLURM_CONF=$folder/slurm.conf
+
+stop() {
+  for name in slurmd slurmctld munged; do
+    if [ -f "$folder/$name.pid" ]; then kill "$(cat "$folder/$name.pid")" 2>/dev/null || true; fi
+  done
+}
+if [ "$action" = stop ]; then stop; exit; fi
+
+mkdir -p "$folder"/{state,spool} && chmod 755 "$folder"
+head -c 1024 /dev/urandom >"$folder/munge.key" && chmod 400 "$folder/munge.key"
+memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
+cat >"$SLURM_CONF" <<EOF
+ClusterName=local
+SlurmctldHost=$(hostname -s)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge.socket
+CredType=cred/munge
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
+SlurmctldPort=7817
+SlurmdPort=7818
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SwitchType=switch/none
+MpiDefault=none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+ReturnToService=2
+KillWait=10
+MinJobAge=3600
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+PartitionName=low Nodes=$(hostname -s) Default=YES PriorityTier=1 GraceTime=120 PreemptMode=REQUEUE State=UP
+PartitionName=high Nodes=$(hostname -s) PriorityTier=10 PreemptMode=OFF State=UP
+EOF
+munged --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
+  --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
+slurmctld -f "$SLURM_CONF"
+slurmd -f "$SLURM_CONF"
+for _ in $(seq 60); do
+  if sinfo --noheader --format=%T 2>/dev/null | grep -q idle; then echo "export SLURM_CONF=$SLURM_CONF"; exit 0; fi
+  sleep 0.5
+done
+echo "error: the node did not come up; see $folder/slurmctld.log and $folder/slurmd.log" >&2
+exit 1

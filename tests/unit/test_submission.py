@@ -1,0 +1,146 @@
+"""What is handed to a scheduler: complete, valid, without secrets, and the same as the examples in launch/."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from pilaf_ray import cli
+from pilaf_ray.config.loader import load_config
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.errors import ClusterError, ConfigError, PlacementError
+from pilaf_ray.submission.job import Job, check, job_name, make_job, render
+from pilaf_ray.submission.schedulers import Slurm, run_client
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "configs" / "llama3-8b-hh.yaml"
+FILES = {"slurm": "slurm.sbatch", "kuberay": "rayjob.yaml", "skypilot": "skypilot.yaml"}
+
+
+def example(*overrides: str) -> Job:
+    config = load_config(EXAMPLE, ["run.folder=/shared/runs", *overrides])
+    return make_job(config, working_dir=Path("/shared/pilaf_ray"))
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_examples_in_launch_are_what_submit_writes(target: str) -> None:
+    job = example()
+    check(job, target)
+    (text,) = render(job, target).values()
+    assert (ROOT / "launch" / FILES[target]).read_text() == text
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_no_value_of_a_secret_is_written(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "value-of-the-secret")
+    job = example("submission.secrets=[WANDB_API_KEY]", "submission.kubernetes.secret=keys")
+    (text,) = render(job, target).values()
+    assert "value-of-the-secret" not in text
+    if target == "skypilot":
+        assert yaml.safe_load(text)["secrets"] == {"WANDB_API_KEY": None}
+    if target == "kuberay":
+        head = list(yaml.safe_load_all(text))[1]["spec"]["rayClusterSpec"]["headGroupSpec"]
+        assert head["template"]["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
+
+
+def test_configurations_travel_whole() -> None:
+    job = example()
+    config_map, _ = yaml.safe_load_all(render(job, "kuberay")["rayjob.yaml"])
+    assert RunConfig.model_validate_json(config_map["data"]["config.json"]) == job.config
+    run = yaml.safe_load(render(job, "skypilot")["task.yaml"])["run"]
+    embedded = run.split("<<'CONFIG'\n")[1].split("\nCONFIG\n")[0]
+    assert RunConfig.model_validate_json(embedded) == job.config
+
+
+def test_slurm_script_is_bash_that_parses() -> None:
+    script = render(example("submission.slurm.setup='module load cuda'"), "slurm")["job.sbatch"]
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nmodule load cuda\n" in script
+
+
+def strict(schema: Any) -> Any:
+    """The schema with keys that it does not know refused, as ``kubectl apply --validate=strict`` does."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: strict(value) for key, value in schema.items()}
+    known = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    if known and not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:
+        result["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        result.pop("type", None)
+    return result
+
+
+@pytest.mark.skipif("KUBERAY_RAYJOB_CRD" not in os.environ, reason="KUBERAY_RAYJOB_CRD names no CRD file (.yaml.gz)")
+@pytest.mark.parametrize("overrides", [(), ("submission.kubernetes.queue=q", "submission.kubernetes.secret=s")])
+def test_rayjob_is_valid_by_the_official_schema(overrides: tuple[str, ...]) -> None:
+    crd = yaml.safe_load(gzip.decompress(Path(os.environ["KUBERAY_RAYJOB_CRD"]).read_bytes()))
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1")
+    labelled = "resources.nodes=[{count: 2, gpus: 8, cpus: 96, memory_gib: 900, labels: {zone: a}}]"
+    _, manifest = yaml.safe_load_all(render(example(labelled, *overrides), "kuberay")["rayjob.yaml"])
+    schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    validator = jsonschema.Draft202012Validator(strict(schema))
+    assert [error.message for error in validator.iter_errors(manifest)] == []
+    manifest["spec"]["entrypiont"] = manifest["spec"].pop("entrypoint")
+    assert [e.message for e in validator.iter_errors(manifest)] != []
+
+
+def test_what_cannot_run_is_refused_before_it_is_queued() -> None:
+    with pytest.raises(ConfigError, match=r"resources\.nodes is empty: --to slurm asks for the nodes"):
+        check(example("resources.nodes=[]"), "slurm")
+    with pytest.raises(PlacementError, match="generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside"):
+        check(example("resources.nodes=[{count: 1, gpus: 4, cpus: 96, memory_gib: 900}]"), "skypilot")
+    with pytest.raises(ConfigError, match="is not on the shared volume"):
+        check(example("submission.kubernetes.mount_path=/elsewhere"), "kuberay")
+    two = "resources.nodes=[{gpus: 8, cpus: 96, memory_gib: 900}, {gpus: 4, cpus: 96, memory_gib: 900}]"
+    with pytest.raises(ConfigError, match="takes one kind"):
+        check(example(two), "slurm")
+    check(example(two), "kuberay")
+
+
+def test_paths_that_exist_are_absolute_and_hub_ids_stay(tmp_path: Path) -> None:
+    (tmp_path / "models" / "policy").mkdir(parents=True)
+    config = load_config(EXAMPLE, ["model.policy=models/policy"])
+    job = make_job(config, working_dir=tmp_path)
+    assert job.config.model.policy == str(tmp_path / "models" / "policy")
+    assert job.config.oracle.path == "Skywork/Skywork-Reward-Llama-3.1-8B"
+    assert job.config.run.folder == str(tmp_path / "runs")
+    assert job.config_path == tmp_path / "runs" / ".submitted" / "llama3-8b-hh.json"
+
+
+def test_names_are_those_that_kubernetes_takes() -> None:
+    assert job_name("Llama_3.1 8B--x") == "pilaf-llama-3-1-8b-x"
+    assert len(job_name("x" * 99)) <= 63
+
+
+def test_a_missing_client_and_a_refusal_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="there is no 'sbatch-nowhere' on this machine"):
+        run_client(["sbatch-nowhere"])
+    with pytest.raises(ClusterError, match=r"ls /nowhere refused: .*No such file"):
+        run_client(["ls", "/nowhere"])
+    fake = tmp_path / "squeue"
+    fake.write_text("#!/bin/sh\necho '7|pilaf-a|RUNNING'; echo '8|other|PENDING'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert [status.job_id for status in Slurm().jobs()] == ["7"]
+
+
+def test_dry_run_prints_and_queues_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["submit", str(EXAMPLE), f"run.folder={tmp_path}", "--to", "slurm", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "#SBATCH --gpus-per-node=8" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
