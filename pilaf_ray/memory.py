@@ -12,8 +12,11 @@ from pilaf_ray.errors import ModelError
 
 MIB, GIB = 2**20, 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
-RUNTIME_MIB = {"generator": 1300, "learner": 800, "reference": 600, "oracle": 180, "oracle model": 600}
-"""Python, Ray, PyTorch and the role's engine before any weight is loaded, on a CPU."""
+RUNTIME_MIB = {"generator": 1560, "learner": 650, "reference": 590, "oracle": 170, "oracle model": 590}
+"""Python, Ray, PyTorch and the role's engine: the peaks of configs/tiny.yaml on CPUs, KV cache taken off."""
+KEPT_SHARE = 0.8
+"""CPU learner: freed memory that the allocator keeps (see actors/launch.py), per byte of activations. It grows
+with the number of differently shaped batches; a fit to six runs of the packaged model, see docs/operations.md."""
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's reduce_bucket_size; on GPUs the bucket is allocated whole."""
 
@@ -139,20 +142,24 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
     tokens = settings.micro_batch_tokens
     layer = layer_activations(shape, element)
     kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
-    chunk = min(settings.logprob_chunk_tokens, tokens)
+    activations = tokens * kept
+    # On GPUs DeepSpeed takes its bucket whole; on CPUs only what is written to becomes resident.
+    bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, n)
     work = {
         "weights": element * (share if stage == 3 else n),
-        "gradients": element * (share if stage >= 2 else n) + (4 * share if stage else 0),
+        "gradients": element * (share if stage == 3 else n),
+        "reduced gradients": 4 * share if stage else 0,
         "master weights": 4 * share if stage or element < 4 else 0,
         "optimizer": 8 * (share if stage else n),
-        "activations": tokens * kept,
-        "logits": 3 * 4 * chunk * shape.vocabulary,
+        "communication": element * bucket if stage else 0,
+        "activations": activations,
+        "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
     }
-    if stage in (1, 2):
-        work["communication"] = element * (BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, n))
     host = {
         "loading": 4 * n if settings.on_gpu else 0,
         "weights to send": element * n * (2 if settings.transport == "gloo" else 1),
+        "checkpoint": element * n,
+        "allocator": 0 if settings.on_gpu else KEPT_SHARE * activations,
         "runtime": RUNTIME_MIB["learner"] * MIB,
     }
     return _estimate("learner", work, host, on_gpu=settings.on_gpu)
@@ -163,15 +170,17 @@ def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEs
     element = BYTES[settings.dtype]
     workers = settings.tensor_parallel_size if settings.on_gpu else 1
     n = shape.parameters
-    # A tied output head has a packed copy of its own on CPUs.
-    packed = shape.vocabulary * shape.hidden if shape.tied and not settings.on_gpu else 0
+    both = 2 * element * n / workers
     work = {
-        "weights": 2 * element * (n + packed) / workers,
+        "weights": both,
         "KV cache": settings.kv_cache_gib * GIB,
         "activations": settings.max_num_batched_tokens * element * (4 * shape.hidden + 3 * shape.intermediate),
         "logits": settings.max_num_seqs * shape.vocabulary * (4 * 4 + 2 * 8),
         "weights received": element * n / workers,
     }
+    if not settings.on_gpu:
+        # vLLM packs linear layers for its CPU kernels after all are loaded, and tied output heads beside them.
+        work["packing"] = both + (2 * element * shape.vocabulary * shape.hidden if shape.tied else 0)
     return _estimate("generator", work, {"runtime": RUNTIME_MIB["generator"] * MIB}, on_gpu=settings.on_gpu)
 
 

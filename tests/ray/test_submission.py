@@ -1,0 +1,103 @@
+"""``pilaf-ray submit`` to a real local head: refused, run, stopped, and continued."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pilaf_ray.data.tiny_models import make_tiny_llama
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**values: str) -> dict[str, str]:
+    # The stop of a job waits for the step under way; three seconds, Ray's default, would not do.
+    ours = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**kept, **ours, "PYTHONPATH": str(ROOT), "PATH": path, **values}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("head")
+    port, dashboard = free_port(), free_port()
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+    command += ["--include-dashboard=true", f"--dashboard-port={dashboard}", "--num-cpus=2", "--disable-usage-stats"]
+    command += ["--ray-client-server-port=" + str(free_port()), "--dashboard-agent-listen-port=" + str(free_port())]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{dashboard}"
+    wait_for(lambda: pilaf("jobs", "--address", url, cwd=folder).returncode == 0, seconds=90)
+    yield url
+    os.killpg(head.pid, signal.SIGTERM)
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+
+
+def pilaf(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pilaf_ray", *words]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+
+
+def wait_for(condition: object, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.5)
+
+
+def steps(folder: Path) -> list[int]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_run_is_refused_submitted_stopped_and_continued(address: str, tmp_path: Path) -> None:
+    policy = make_tiny_llama(tmp_path / "policy", seed=0)
+    config = [str(ROOT / "configs/tiny.yaml"), f"model.policy={policy}", "run.name=sent", "evaluation.prompts=2"]
+    target = ("--to", "ray", "--address", address)
+
+    refused = pilaf("submit", *config, "learner.ranks=9", *target, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "error: learner needs 9 x 1 CPU; beside the other roles" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+    sent = pilaf("submit", *config, "run.max_steps=5000", *target, cwd=tmp_path)
+    assert sent.stdout.startswith("submitted pilaf-sent-1; run folder"), sent.stderr
+    run = tmp_path / "runs" / "sent"
+    wait_for(lambda: len(steps(run)) >= 2, seconds=180)
+    assert pilaf("stop", "pilaf-sent-1", *target, cwd=tmp_path).returncode == 0
+    wait_for(lambda: "STOPPED" in pilaf("jobs", *target, cwd=tmp_path).stdout, seconds=120)
+    done = steps(run)[-1]
+    assert (run / "checkpoints" / "latest").exists()
+
+    again = pilaf("submit", *config, f"run.max_steps={done + 2}", *target, "--follow", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr + again.stdout
+    assert "submitted pilaf-sent-2" in again.stdout
+    assert f"step {done + 2}/{done + 2}" in again.stdout
+    assert steps(run) == list(range(1, done + 3))
+    logs = pilaf("logs", "pilaf-sent-1", *target, cwd=tmp_path).stdout
+    assert "stopping: the step under way is finished and saved" in logs
+    unknown = pilaf("logs", "nothing", *target, cwd=tmp_path)
+    assert unknown.returncode == 2 and "there is no job 'nothing'" in unknown.stderr
+
+
+def test_a_head_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    done = pilaf("jobs", "--address", f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Ray job server answers at http://127.0.0.1:")
