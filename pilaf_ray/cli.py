@@ -58,6 +58,37 @@ def report(
 
 
 @app.command()
+def evaluate(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Runs (their newest checkpoint), checkpoints step-… or model folders.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="Prompts, oracle and reference; those of the first run when left out.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. prompts.evaluation.path=builtin:reviews/final")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=2, help="Held-out prompts.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Responses a prompt; r̂ is judged from 2 on.")] = 2,
+    judge: Annotated[str | None, typer.Option(help="Oracle section that says who wins, as YAML.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path("evaluation.json"),
+) -> None:
+    """Held-out reward, KL, J, win rates, length and diversity of checkpoints, with intervals."""
+    from rich.console import Console
+
+    from pilaf_ray import evaluation_run
+
+    console = Console()
+    found = evaluation_run.evaluate(
+        checkpoints, config=config, overrides=override or [], prompts=prompts, samples=samples, judge=judge,
+        console=console,
+    )  # fmt: skip
+    evaluation_run.write_json(found, output)
+    console.print(evaluation_run.table(found))
+    console.print(f"all responses and estimates: {output}", markup=False)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report

@@ -79,6 +79,12 @@ class GeneratorPool:
     async def usage(self) -> list[RoleUsage]:
         return list(await asyncio.gather(*(actor.usage.remote() for actor in self._actors)))
 
+    async def stop(self) -> None:
+        """End the replicas and give their memory back."""
+        for number, actor in enumerate(self._actors):
+            await call(actor.stop.remote(), role=f"generator-{number}", seconds=self._seconds)
+            ray.kill(actor)
+
 
 class _Replicas:
     """Stateless replicas that take turns; the shared part of reference and oracle."""
@@ -117,6 +123,11 @@ class ReferencePool(_Replicas):
     async def score_responses(self, items: Sequence[TokenPair]) -> list[float]:
         """log π_ref of single (prompt, response) token pairs."""
         result: list[float] = await self.ask("score_responses", list(items))
+        return result
+
+    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
+        """log π_ref of each response token of single (prompt, response) token pairs."""
+        result: list[list[float]] = await self.ask("score_tokens", list(items))
         return result
 
 

@@ -77,6 +77,9 @@ class _Reference:
     def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
         return self._reference.score_responses(items)
 
+    def score_tokens(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+        return self._reference.score_tokens(items)
+
     def usage(self) -> RoleUsage:
         return self._reference.usage()
 

@@ -56,6 +56,19 @@ class ReferenceModel:
         return sums
 
     @torch.no_grad()
+    def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
+        """Log-probability of each response token of (prompt, response) pairs, in order."""
+        scores: list[list[float]] = [[] for _ in items]
+        lengths = [len(prompt) + len(response) for prompt, response in items]
+        with self._clock.busy():
+            for group in micro_batches(lengths, rows_per_item=1, max_tokens=self._max_tokens):
+                batch = collate([items[i] for i in group]).to(self._device)
+                logprobs = self._model(batch)
+                for row, place in enumerate(group):
+                    scores[place] = logprobs[batch.token_sequence == row].tolist()
+        return scores
+
+    @torch.no_grad()
     def _score(self, batch: SequenceBatch, places: Sequence[int], sums: list[float]) -> None:
         """Write the log-probability of each sequence of ``batch`` to its place in ``sums``."""
         batch = batch.to(self._device)

@@ -60,6 +60,9 @@ def sum_by_sequence(logprobs: Tensor, batch: SequenceBatch) -> Tensor:
 
 
 def write_hf_folder(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Save ``weights`` as an ordinary Hugging Face folder."""
+    """Save ``weights`` as an ordinary Hugging Face folder, with the tokenizer of the model it came from."""
+    from transformers import AutoTokenizer
+
     saver: Any = network
     saver.save_pretrained(folder, state_dict=weights)
+    AutoTokenizer.from_pretrained(saver.name_or_path).save_pretrained(folder)

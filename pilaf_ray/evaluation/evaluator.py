@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,11 +15,11 @@ from pilaf_ray.types import GenerationRequest, Prompt, SampledResponse
 logger = logging.getLogger(__name__)
 
 
-class ResponseScorer(Protocol):
-    """log π_ref of single responses."""
+class TokenScorer(Protocol):
+    """log π_ref of the tokens of single responses."""
 
-    async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
-        """Sequence log-probabilities of (prompt, response) token pairs, in order."""
+    async def score_tokens(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+        """One list of log-probabilities for each (prompt, response) token pair, in order."""
         ...
 
 
@@ -31,11 +32,11 @@ class TextScorer(Protocol):
 
 
 class Evaluator:
-    """Samples one response a held-out prompt from π and measures reward and KL.
+    """Samples responses to held-out prompts from π and measures reward and KL.
 
     The KL estimate of a response is Σ_t log π_θ(y_t) − log π_ref(y_t) on y ∼ π_θ,
-    unbiased for KL(π_θ ‖ π_ref) at temperature 1. The seeds depend on the prompt
-    only, so two evaluations differ by the weights and by nothing else.
+    unbiased for KL(π_θ ‖ π_ref) at temperature 1; :func:`kl_control` goes with it. The seeds
+    depend on the prompt only, so two evaluations differ by the weights and by nothing else.
     """
 
     def __init__(
@@ -43,52 +44,68 @@ class Evaluator:
         *,
         prompts: Sequence[Prompt],
         generator: GeneratorPort,
-        reference: ResponseScorer,
+        reference: TokenScorer,
         oracle: TextScorer,
         seed: int,
+        samples: int = 1,
         batch_responses: int = 16,
     ) -> None:
-        self._prompts = list(prompts)
+        self._prompts = [prompt for prompt in prompts for _ in range(samples)]
         self._generator = generator
         self._reference = reference
         self._oracle = oracle
         self._seed = seed
+        self._samples = samples
         self._batch = batch_responses
 
-    async def evaluate(self, step: int) -> EvaluationResult:
-        """Evaluate the served policy; ``step`` only labels the result."""
+    async def evaluate(self, step: int, *, coefficient: float = 0.0) -> EvaluationResult:
+        """Evaluate the served policy, or with coefficient −1 the reference; ``step`` only labels the result."""
         started = time.monotonic()
-        responses = list(await asyncio.gather(*(self._sample(prompt) for prompt in self._prompts)))
+        numbered = [(prompt, number % self._samples) for number, prompt in enumerate(self._prompts)]
+        responses = list(await asyncio.gather(*(self._sample(*item, coefficient) for item in numbered)))
         references = await self._reference_logprobs(responses)
         rewards = await self._oracle.score_texts(
             [prompt.text for prompt in self._prompts], [response.text for response in responses]
         )
+        scored = [(response.logprobs, row) for response, row in zip(responses, references, strict=True)]
         result = EvaluationResult(
             step=step,
             prompts=[prompt.text for prompt in self._prompts],
             responses=[response.text for response in responses],
             rewards=rewards,
-            kls=[sum(r.logprobs) - reference for r, reference in zip(responses, references, strict=True)],
+            kls=[sum(policy) - sum(reference) for policy, reference in scored],
             lengths=[len(response.token_ids) for response in responses],
+            kl_controls=[kl_control(policy, reference) for policy, reference in scored],
+            token_ids=[list(response.token_ids) for response in responses],
+            samples=self._samples,
         )
         logger.info("evaluated step %d in %.1f s", step, time.monotonic() - started)
         return result
 
-    async def _sample(self, prompt: Prompt) -> SampledResponse:
-        identity = pair_identity(self._seed, 0, prompt.prompt_id, 0)
+    async def _sample(self, prompt: Prompt, draw: int, coefficient: float) -> SampledResponse:
+        identity = pair_identity(self._seed, 0, prompt.prompt_id, draw)
         return await self._generator.generate(
             GenerationRequest(
-                request_id=f"evaluation-{identity}",
+                request_id=f"evaluation-{identity}-{coefficient:g}",
                 prompt_token_ids=prompt.token_ids,
-                coefficient=0.0,
+                coefficient=coefficient,
                 seed=derive_seed(identity, "evaluation"),
             )
         )
 
-    async def _reference_logprobs(self, responses: Sequence[SampledResponse]) -> list[float]:
+    async def _reference_logprobs(self, responses: Sequence[SampledResponse]) -> list[list[float]]:
         items = [
             (prompt.token_ids, response.token_ids) for prompt, response in zip(self._prompts, responses, strict=True)
         ]
         chunks = [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
-        scored = await asyncio.gather(*(self._reference.score_responses(chunk) for chunk in chunks))
-        return [logprob for chunk in scored for logprob in chunk]
+        scored = await asyncio.gather(*(self._reference.score_tokens(chunk) for chunk in chunks))
+        return [logprobs for chunk in scored for logprobs in chunk]
+
+
+def kl_control(policy: Sequence[float], reference: Sequence[float]) -> float:
+    """Σ_t (u_t − 1) with u_t = π_ref(y_t)/π_θ(y_t), from per-token log-probabilities.
+
+    Given the tokens before it, each term has mean 0 under π_θ, so any multiple of the sum may be added to
+    the plain KL estimate; the multiple 1 gives the estimator of Schulman 2020, "Approximating KL divergence".
+    """
+    return sum(math.expm1(r - p) for p, r in zip(policy, reference, strict=True))

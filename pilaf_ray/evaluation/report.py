@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ class EvaluationResult:
     kls: list[float]
     """Σ_t log π_θ − log π_ref of each response, in nats."""
     lengths: list[int]
+    kl_controls: list[float] = field(default_factory=list)
+    """Σ_t (u_t − 1), u_t = π_ref(y_t)/π_θ(y_t), of each response: mean 0 under π_θ, and related to its KL."""
+    token_ids: list[list[int]] = field(default_factory=list)
+    """Tokens of each response, for anyone who wants to score it again."""
+    samples: int = 1
+    """Responses a prompt; those of one prompt follow each other in every list."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
