@@ -30,6 +30,8 @@ def ray_cluster(*, address: str | None, num_cpus: float) -> Iterator[None]:
         for name, value in _LOCAL_DEFAULTS.items():
             os.environ.setdefault(name, value)
         ray.init(
+            # Without this Ray joins whatever cluster was last started on the machine.
+            address="local",
             num_cpus=max(1, round(num_cpus)),
             include_dashboard=False,
             log_to_driver=False,
