@@ -29,7 +29,7 @@ from pilaf_ray.evaluation.measures import PolicyMeasures, both_orders, measure, 
 from pilaf_ray.evaluation.report import EvaluationResult
 from pilaf_ray.evaluation.statistics import Interval
 from pilaf_ray.evaluation.verdicts import verdict_pairs
-from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.logs import close_logging, setup_logging
 
 REFERENCE = "reference"
 
@@ -83,9 +83,12 @@ def evaluate(
         )
     with tempfile.TemporaryDirectory(prefix="pilaf-evaluate-") as logs:
         setup_logging("evaluate", Path(logs))
-        with ray_cluster(address=settings.resources.address, num_cpus=settings.total_cpus + 1):
-            job = _EvaluationJob(settings, inputs, judge_config, samples, Path(logs), console)
-            return asyncio.run(job.run(policies))
+        try:
+            with ray_cluster(address=settings.resources.address, num_cpus=settings.total_cpus + 1):
+                job = _EvaluationJob(settings, inputs, judge_config, samples, Path(logs), console)
+                return asyncio.run(job.run(policies))
+        finally:
+            close_logging()
 
 
 def _renamed(policy: PolicyFolder) -> PolicyFolder:

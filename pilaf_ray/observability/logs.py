@@ -14,3 +14,12 @@ def setup_logging(role: str, folder: Path) -> None:
         force=True,
     )
     logging.captureWarnings(True)
+
+
+def close_logging() -> None:
+    """Close this process's log file, so that its folder may go."""
+    logging.captureWarnings(False)
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
