@@ -111,6 +111,10 @@ class SampledResponse:
     """Behaviour log-probability of each token under the *mixed* distribution."""
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
+    policy_logprobs: tuple[float, ...] | None = None
+    """log π of each token at temperature 1; None where the sampler did not see both networks apart."""
+    reference_logprobs: tuple[float, ...] | None = None
+    """log π_ref of each token at temperature 1; None likewise."""
 
     @property
     def min_policy_version(self) -> int:

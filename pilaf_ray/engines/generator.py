@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
+from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS, register
 from pilaf_ray.engines.weight_publishers import WeightUpdate
 from pilaf_ray.errors import ConfigError, PilafError, PromptError, WeightSyncError
@@ -47,7 +48,7 @@ class Generator:
         temperature: of the mixed distribution; 0 is greedy.
         top_p: below 1, behaviour log-probabilities are those of the truncated distribution.
         max_num_seqs: requests decoded together.
-        max_num_batched_tokens: tokens of one forward pass, raised to ``max_model_len`` if lower.
+        max_num_batched_tokens: tokens of one forward pass, at least ``max_num_seqs``; longer prompts come in chunks.
         kv_cache_gib: memory of both models' KV caches together.
         cpu_threads: OpenMP threads of the engine on CPU.
         tensor_parallel_size: workers that share each of the two models.
@@ -96,11 +97,7 @@ class Generator:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
-            # A chunk of a prompt costs its request a draw, which vLLM takes back by a
-            # rule that CPU generators refuse (the engine dies) and that on GPUs holds for
-            # small vocabularies only. Whole prompts keep seeded sampling exact.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(max_num_batched_tokens, max_model_len),
+            "max_num_batched_tokens": max(max_num_batched_tokens, max_num_seqs),
             "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
             "tensor_parallel_size": tensor_parallel_size,
             "seed": seed,
@@ -168,10 +165,9 @@ class Generator:
                 REFERENCE_KEY: self._reference_path,
             },
             logits_processors=["pilaf_ray.engines.mixing_processor:MixingProcessor"],
-            logprobs_mode="processed_logprobs",
-            # Also selects exponential noise from the request's generator on every
-            # platform, which can be replayed; see generate().
-            use_fp64_gumbel=True,
+            # The processor hands over log-probabilities, so that nothing is left to process.
+            logprobs_mode="processed_logits",
+            worker_extension_cls="pilaf_ray.engines.token_records.TokenRecordsExtension",
             weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[self._transport]),
             # Not the sampling defaults that a model folder may carry.
             generation_config="vllm",
@@ -181,11 +177,8 @@ class Generator:
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         """Sample one response; returns as soon as it is finished.
 
-        Sampling can be replayed outside vLLM. With ``g = torch.Generator(device)
-        .manual_seed(request.seed)``, each token draws ``q = torch.empty(V,
-        dtype=torch.float64).exponential_(generator=g)`` once and is
-        ``argmax(softmax(logits / temperature) * (1 / q))``, the softmax in fp32, the
-        product in fp64, V the vocabulary size and ``logits`` the mixed ones.
+        Sampling can be replayed outside vLLM: token t is what :func:`pilaf_ray.sampling.draw.draw_tokens`
+        gives for the mixed distribution at temperature and top-p and for ``token_uniform(seed, t)``.
 
         Raises:
             PromptError: the prompt leaves no room for a token.
@@ -197,16 +190,21 @@ class Generator:
                 f"request {request.request_id}: a prompt of {length} tokens does not fit "
                 f"max_model_len={self._max_model_len}; it needs 1 to {self._max_model_len - 1}"
             )
+        draw = {
+            "seed": request.seed,
+            "temperature": self._temperature,
+            "top_p": self._top_p,
+            "record": request.request_id,
+        }
         params = self._sampling_params(
             coefficient=request.coefficient,
-            temperature=self._temperature,
-            top_p=self._top_p,
-            seed=request.seed,
+            draw=draw if self._temperature else None,
             max_tokens=min(self._max_new_tokens, room),
             logprobs=0,
         )
         with self._meter.call():
             output = await self._run(request.prompt_token_ids, params, request.request_id)
+            records = await self._token_records(request) if request.coefficient and self._temperature else None
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise PilafError(f"request {request.request_id} ended early: {completion.finish_reason}")
@@ -220,7 +218,17 @@ class Generator:
             logprobs=tuple(p[t].logprob for p, t in zip(positions, tokens, strict=True)),
             versions=tuple(VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in spans),
             finish_reason=FinishReason(completion.finish_reason),
+            policy_logprobs=tuple(policy for policy, _ in records) if records else None,
+            reference_logprobs=tuple(reference for _, reference in records) if records else None,
         )
+
+    async def _token_records(self, request: GenerationRequest) -> Record:
+        """(log π, log π_ref) of each token of a finished mixed response."""
+        answers = await self._live_engine.collective_rpc("take_token_records", args=(request.request_id,))
+        for answer in answers:
+            if answer:
+                return [(policy, reference) for policy, reference in answer]
+        raise PilafError(f"request {request.request_id}: no worker kept a record of its tokens")
 
     async def score(
         self,
@@ -253,7 +261,6 @@ class Generator:
         """Log-probability of ``token`` after ``prefix``, behind those of ``prefix[1:]`` if asked."""
         params = self._sampling_params(
             coefficient=coefficient,
-            temperature=1.0,
             max_tokens=1,
             logprob_token_ids=[token],
             prompt_logprobs=0 if with_prompt else None,
@@ -350,16 +357,20 @@ class Generator:
             raise PilafError("the generator is not running: await start() first")
         return self._engine
 
-    def _sampling_params(self, *, coefficient: float, **options: Any) -> "SamplingParams":
+    def _sampling_params(
+        self, *, coefficient: float, draw: dict[str, Any] | None = None, **options: Any
+    ) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY
+        from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY, DRAW_KEY
 
         if not math.isfinite(coefficient):
             raise ConfigError(f"a mixing coefficient must be finite, not {coefficient}")
         return SamplingParams(
-            extra_args={COEFFICIENT_KEY: float(coefficient)},
+            # Greedy to vLLM: where there is a draw, the processor makes it.
+            temperature=0.0,
+            extra_args={COEFFICIENT_KEY: float(coefficient)} | ({DRAW_KEY: draw} if draw else {}),
             output_kind=RequestOutputKind.FINAL_ONLY,
             **options,
         )

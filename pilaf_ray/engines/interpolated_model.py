@@ -47,7 +47,7 @@ class InterpolatedForCausalLM(nn.Module):
                 model_or_path=getattr(config, REFERENCE_KEY), revision=None, prefix=f"{REFERENCE}."
             )
         ]
-        self._shelf = ReferenceShelf.of(vllm_config)
+        self.shelf = ReferenceShelf.of(vllm_config)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Refused: the two halves embed differently, so tokens must reach :meth:`forward`."""
@@ -71,7 +71,7 @@ class InterpolatedForCausalLM(nn.Module):
         self, input_ids: torch.Tensor, positions: torch.Tensor, *, like: torch.Tensor
     ) -> torch.Tensor:
         """The reference's hidden states; where requests can be told apart, those of mixed ones only."""
-        rows = self._shelf.mixed_rows
+        rows = self.shelf.mixed_rows
         # No layer is routable in vLLM's rehearsals of a large batch either: there both halves must run.
         layers = routable_layers(get_forward_context(), REFERENCE)
         if not layers:
@@ -85,17 +85,18 @@ class InterpolatedForCausalLM(nn.Module):
         """The policy's logits, (rows, vocab); the reference's of mixed rows go to the shelf.
 
         The first call after a forward pass is for sampling, with a row a request. Later ones
-        are for log-probabilities of prompts, which are the policy's own.
+        are for log-probabilities of prompts, which are the policy's own and are made here, because the
+        engine hands on what it gets (``logprobs_mode`` of the generator).
         """
         policy_states, reference_states = hidden_states.chunk(2, dim=-1)
-        rows = self._shelf.claim_rows()
+        rows = self.shelf.claim_rows()
         if rows:
             mixed = reference_states[list(rows)]
             reference = self.reference.compute_logits(mixed)
             if reference is not None:
-                self._shelf.put(reference)
+                self.shelf.put(reference)
         logits: torch.Tensor | None = self.policy.compute_logits(policy_states.contiguous())
-        return logits
+        return logits if rows is not None or logits is None else logits.log_softmax(-1, dtype=torch.float32)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load both checkpoints; the loader yields the reference's names with its prefix."""

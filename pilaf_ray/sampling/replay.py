@@ -1,15 +1,13 @@
 """Seeded sampling from two plain networks, by the rule that the generator follows.
 
-One draw of |V| exponential numbers in float64 a token from the request's own generator;
-the token is the argmax of probability divided by noise (a Gumbel-max draw). So a
-response can be redone anywhere from its seed.
+A response can be redone anywhere from its seed (:mod:`pilaf_ray.sampling.draw`).
 """
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
+from pilaf_ray.sampling.draw import draw_tokens, token_uniform
 from pilaf_ray.sampling.interpolation import mixed_logprobs
 
 NextLogits = Callable[[Sequence[int]], Tensor]
@@ -27,14 +25,12 @@ def sample_response(
     end_token_ids: frozenset[int],
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Token ids of the response (end-of-sequence included) and their log-probabilities."""
-    generator = torch.Generator().manual_seed(seed)
     tokens = list(prompt)
     response: list[int] = []
     logprobs: list[float] = []
     while len(response) < max_new_tokens:
         row = mixed_logprobs(policy(tokens), reference(tokens), coefficient)
-        noise = torch.empty(row.shape, dtype=torch.float64).exponential_(generator=generator)
-        token = int((row.exp() * noise.reciprocal()).argmax())
+        token = int(draw_tokens(row.unsqueeze(0), [token_uniform(seed, len(response))]))
         tokens.append(token)
         response.append(token)
         logprobs.append(float(row[token]))

@@ -1,8 +1,10 @@
 """An independent account of what the engine should produce: two plain Hugging Face models."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -29,25 +31,36 @@ def mixed_logprobs(
     return ((1 + coefficient) * h - coefficient * r).log_softmax(-1)
 
 
+ROUNDING = 1e-4
+"""By how much a cumulated probability may differ between two float32 implementations."""
+
+
+def assert_drawn(row: torch.Tensor, token: int, *, seed: int, position: int) -> None:
+    """``token`` is where the cumulated probability passes the number of (seed, position); in numpy."""
+    word = int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest(), "big")
+    cumulated = np.cumsum(np.exp(row.double().numpy()))
+    number = (word // 2048) / 2**53 * cumulated[-1]
+    below = cumulated[token - 1] if token else 0.0
+    assert below - ROUNDING <= number < cumulated[token] + ROUNDING, (position, token, below, number, cumulated[token])
+
+
 def replay(
     stages: Sequence[tuple[torch.nn.Module, int]],
     reference: torch.nn.Module,
     request: GenerationRequest,
-) -> tuple[list[int], list[float]]:
-    """Tokens and log-probabilities by the documented rule; ``stages``: (policy, tokens until)."""
-    generator = torch.Generator().manual_seed(request.seed)
+    given: Sequence[int],
+) -> list[float]:
+    """Log-probabilities by hand, each given token checked against the documented rule; ``stages``: (policy, until)."""
     tokens = list(request.prompt_token_ids)
-    sampled: list[int] = []
     logprobs: list[float] = []
     for policy, until in stages:
-        while len(sampled) < until and (not sampled or sampled[-1] != END):
+        while len(logprobs) < until and (not logprobs or tokens[-1] != END):
+            position = len(logprobs)
             row = mixed_logprobs(policy, reference, tokens, request.coefficient)[-1]
-            noise = torch.empty(row.shape, dtype=torch.float64).exponential_(generator=generator)
-            token = int((row.softmax(-1) * noise.reciprocal()).argmax())
-            tokens.append(token)
-            sampled.append(token)
-            logprobs.append(row[token].item())
-    return sampled, logprobs
+            assert_drawn(row, given[position], seed=request.seed, position=position)
+            tokens.append(given[position])
+            logprobs.append(row[tokens[-1]].item())
+    return logprobs
 
 
 class CachedModel:
@@ -66,23 +79,24 @@ class CachedModel:
 
 
 def replay_with_kept_caches(
-    stages: Sequence[tuple[torch.nn.Module, int]], reference: torch.nn.Module, request: GenerationRequest
-) -> tuple[list[int], list[float]]:
+    stages: Sequence[tuple[torch.nn.Module, int]],
+    reference: torch.nn.Module,
+    request: GenerationRequest,
+    given: Sequence[int],
+) -> list[float]:
     """As :func:`replay`, but a new policy goes on with the KV that the old one left."""
-    generator = torch.Generator().manual_seed(request.seed)
     tokens = list(request.prompt_token_ids)
-    first = len(tokens)
     logprobs: list[float] = []
     policy_side, reference_side = CachedModel(stages[0][0]), CachedModel(reference)
     for policy, until in stages:
         policy_side.model = policy
-        while len(tokens) - first < until and (len(tokens) == first or tokens[-1] != END):
-            c = request.coefficient
+        while len(logprobs) < until and (not logprobs or tokens[-1] != END):
+            c, position = request.coefficient, len(logprobs)
             row = ((1 + c) * policy_side.next(tokens) - c * reference_side.next(tokens)).log_softmax(-1)
-            noise = torch.empty(row.shape, dtype=torch.float64).exponential_(generator=generator)
-            tokens.append(int((row.softmax(-1) * noise.reciprocal()).argmax()))
+            assert_drawn(row, given[position], seed=request.seed, position=position)
+            tokens.append(given[position])
             logprobs.append(row[tokens[-1]].item())
-    return tokens[first:], logprobs
+    return logprobs
 
 
 def assert_replayed(
@@ -94,6 +108,6 @@ def assert_replayed(
     kept_caches: bool = False,
 ) -> None:
     """The response is, token for token, what the two models give by hand."""
-    tokens, logprobs = (replay_with_kept_caches if kept_caches else replay)(stages, reference, request)
-    assert list(response.token_ids) == tokens
+    logprobs = (replay_with_kept_caches if kept_caches else replay)(stages, reference, request, response.token_ids)
+    assert len(response.token_ids) == len(logprobs)
     torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(logprobs), atol=1e-3, rtol=0)

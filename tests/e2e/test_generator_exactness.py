@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from generator_replay import END, assert_replayed, load, mixed_logprobs
+from generator_replay import END, assert_replayed, load, mixed_logprobs, next_logits
 
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.generator import Generator
@@ -46,7 +46,7 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
-    """Cramped on purpose: 9 cache blocks of 128 tokens, two prompts of 200 tokens fill a step."""
+    """Cramped on purpose: 9 cache blocks of 128 tokens; a prompt of 200 tokens comes in three chunks."""
     block_bytes = 128 * 2 * 2 * 2 * 32 * 4  # tokens, models, layers, K and V, head, fp32
     generator = Generator(
         policy_path=str(folders[0]),
@@ -55,7 +55,7 @@ def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
         max_model_len=MODEL_LENGTH,
         max_new_tokens=LENGTH,
         max_num_seqs=32,
-        max_num_batched_tokens=400,
+        max_num_batched_tokens=96,
         kv_cache_gib=9 * block_bytes / 2**30,
         initial_version=7,
     )
@@ -99,9 +99,23 @@ def test_eight_coefficients_in_one_batch(
     for request, response in zip(requests, together(engine, run, requests), strict=True):
         assert_replayed(response, request, [(models[0], LENGTH)], models[1])
         assert response.coefficient == request.coefficient
+        assert_records(response, request, models)
         assert [(s.version, s.start, s.end) for s in response.versions] == [(7, 0, len(response.token_ids))]
         stopped = response.token_ids[-1] == END
         assert response.finish_reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
+
+
+def assert_records(response: SampledResponse, request: GenerationRequest, models: Any) -> None:
+    """Mixed responses say what each network alone gave their tokens."""
+    if not request.coefficient:
+        assert response.policy_logprobs is response.reference_logprobs is None
+        return
+    first = len(request.prompt_token_ids)
+    tokens = [*request.prompt_token_ids, *response.token_ids]
+    places = torch.tensor(response.token_ids).unsqueeze(1)
+    for model, found in zip(models, (response.policy_logprobs, response.reference_logprobs), strict=True):
+        expected = next_logits(model, tokens)[first - 1 : -1].log_softmax(-1).gather(1, places).squeeze(1)
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-3, rtol=0)
 
 
 def test_next_token_distribution(engine: Generator, run: Run, models: Any) -> None:

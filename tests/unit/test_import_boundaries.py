@@ -46,7 +46,7 @@ def test_engines_load_only_where_they_are_used() -> None:
 
 
 # Tensor code and its neighbours; everything else in these folders is plain Python.
-WITH_TORCH = {"pilaf_ray.sampling.interpolation", "pilaf_ray.sampling.replay"}
+WITH_TORCH = {"pilaf_ray.sampling.draw", "pilaf_ray.sampling.interpolation", "pilaf_ray.sampling.replay"}
 CORE = [
     "pilaf_ray.types",
     "pilaf_ray.errors",
