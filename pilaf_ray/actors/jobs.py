@@ -10,6 +10,7 @@ from ray.job_submission import JobStatus as RayJobStatus
 from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
+from tenacity import RetryCallState, retry, retry_if_result, stop_after_delay, wait_fixed
 
 from pilaf_ray.errors import ClusterError
 from pilaf_ray.placement import GIB, NodeCapacity
@@ -20,6 +21,11 @@ from pilaf_ray.submission.schedulers import JobStatus
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What a working tree holds that no job needs; Ray refuses packages above 512 MiB.
 EXCLUDES = [".git", ".venv", ".cache", "runs", "**/__pycache__", "**/*.db", "**/*.safetensors", "**/checkpoints"]
+
+
+def _last_answer(attempts: RetryCallState) -> Any:
+    """What the last attempt returned."""
+    return attempts.outcome.result() if attempts.outcome else None
 
 
 class RayJobs:
@@ -59,6 +65,13 @@ class RayJobs:
         except (RuntimeError, ValueError) as error:
             raise ClusterError(f"Ray refused the job: {str(error).splitlines()[0]}") from error
 
+    # A head's job server answers some seconds before the head itself is listed.
+    @retry(
+        retry=retry_if_result(lambda nodes: not nodes),
+        stop=stop_after_delay(30),
+        wait=wait_fixed(1),
+        retry_error_callback=_last_answer,
+    )
     def _nodes(self) -> tuple[NodeCapacity, ...]:
         """Whole nodes: what is free at this moment is for the job itself to see."""
         try:
