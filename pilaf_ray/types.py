@@ -193,8 +193,51 @@ class LabeledPair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringItem:
+    """A response to score with the reward model, as tokens and as text.
+
+    Tokens are those of the policy's tokenizer; a reward model with a tokenizer of its
+    own reads the texts.
+
+    Example: ``ScoringItem(prompt=prompt, token_ids=(5, 2), text="hi")``
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardScores:
+    """r̂ of responses, in order, and the version of r̂ that gave them: its optimiser steps so far.
+
+    Values lie on the Bradley–Terry log-odds scale; only differences between responses
+    to one prompt have a meaning.
+    """
+
+    version: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardStepResult:
+    """What one optimiser step of the reward model reports."""
+
+    version: int
+    """Version of the weights after the step."""
+    loss: float
+    """Mean Bradley–Terry loss of the batch, under the weights before the step."""
+    margins: tuple[float, ...]
+    """r̂(a) − r̂(b) of each pair of the batch, under the weights before the step."""
+    grad_norm: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one optimiser step reports; ``metrics`` are plain means over the batch."""
+    """What one optimiser step reports; ``metrics`` are plain means over the batch.
+
+    A name without a slash belongs to the policy's training and is reported as ``train/<name>``.
+    """
 
     step: int
     loss: float

@@ -14,7 +14,7 @@ def step_metrics(report: StepReport) -> dict[str, Any]:
     return {
         "step": report.result.step,
         "loss": report.result.loss,
-        **{f"train/{name}": value for name, value in report.result.metrics.items()},
+        **{name if "/" in name else f"train/{name}": value for name, value in report.result.metrics.items()},
         "reward/policy": _mean([reward for _, reward, _ in _on_policy(report.batch) if reward is not None]),
         "kl/policy": _mean([sum(r.logprobs) - reference for r, _, reference in _on_policy(report.batch)]),
         "age/mean": _mean([float(age) for age in report.ages]),

@@ -17,8 +17,11 @@ from pilaf_ray.types import (
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
+    RewardScores,
+    RewardStepResult,
     RoleUsage,
     SampledResponse,
+    ScoringItem,
     StepResult,
 )
 
@@ -68,6 +71,30 @@ class LearnerPort(Protocol):
 
     async def save(self, folder: Path) -> None:
         """Write model, optimizer, scheduler and RNG states into an existing empty folder."""
+        ...
+
+    async def load(self, folder: Path) -> None:
+        """Restore exactly what :meth:`save` wrote."""
+        ...
+
+    async def usage(self) -> list[RoleUsage]:
+        """Busy time and memory of each rank."""
+        ...
+
+
+class RewardPort(Protocol):
+    """The reward model r̂: it trains beside the policy, and scores for whoever asks."""
+
+    async def score(self, items: Sequence[ScoringItem]) -> RewardScores:
+        """r̂ of each response, in order, all under the one version that the answer names."""
+        ...
+
+    async def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
+        """One step of Bradley–Terry maximum likelihood; raises NonFiniteLossError."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write model, optimizer and RNG states into an existing empty folder."""
         ...
 
     async def load(self, folder: Path) -> None:
