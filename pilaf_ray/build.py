@@ -7,27 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.oracle import FunctionOracleConfig
-from pilaf_ray.config.schema import (
-    HybridSamplerConfig,
-    MixSamplerConfig,
-    PilafSamplerConfig,
-    PromptSourceConfig,
-    RunConfig,
-)
+from pilaf_ray.config.schema import PromptSourceConfig, RunConfig
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.errors import ModelError
 from pilaf_ray.run_folder import RunFolder
-from pilaf_ray.sampling.plans import (
-    HybridSampler,
-    MixSampler,
-    MixtureBranch,
-    PairSampler,
-    PilafSampler,
-    VanillaSampler,
-)
+from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
 
 
@@ -81,29 +69,6 @@ def _load(config: RunConfig, source: PromptSourceConfig, *, limit: int | None = 
         max_prompt_tokens=config.prompts.max_prompt_tokens,
         overlong=config.prompts.overlong,
     )
-
-
-def build_sampler(config: RunConfig) -> PairSampler:
-    """The pair sampler that ``sampler.type`` names."""
-    settings = config.sampler
-    match settings:
-        case PilafSamplerConfig():
-            return PilafSampler(beta=settings.beta or config.algorithm.beta)
-        case MixSamplerConfig():
-            branches = [
-                MixtureBranch(
-                    name=f"mix-{number}",
-                    weight=branch.weight,
-                    coefficient_a=branch.coefficient_a,
-                    coefficient_b=branch.coefficient_b,
-                )
-                for number, branch in enumerate(settings.branches)
-            ]
-            return MixSampler(branches=branches)
-        case HybridSamplerConfig():
-            return HybridSampler()
-        case _:
-            return VanillaSampler()
 
 
 class PlanSource:

@@ -82,6 +82,7 @@ async def run_reference_loop(
             length_a=torch.tensor([float(len(x.a.token_ids)) for x in pairs]),
             length_b=torch.tensor([float(len(x.b.token_ids)) for x in pairs]),
             probability=torch.tensor([float(label.probability or 0.0) for label in labels]),
+            weight=torch.tensor([x.loss_weight for x in pairs]),
         )
         value = LOSSES[loss](inputs, beta=beta).loss.mean()
         optimizer.zero_grad()

@@ -16,6 +16,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.actors.weights import make_weight_sync
+from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
@@ -270,6 +271,7 @@ class TrainingRun:
             after_sync=after_sync,
             unfinished=unfinished,
             max_seconds=config.run.max_seconds,
+            pairs=build_pair_source(config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle),
         )
 
         def stop() -> None:

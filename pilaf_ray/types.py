@@ -71,6 +71,8 @@ class PairPlan:
     present_b_first: bool
     """Whether the oracle is shown b before a, so that position cannot leak the branch."""
     label_seed: int
+    candidate_seeds: tuple[int, ...] = ()
+    """Seeds of responses from π that the sampler may draw beside a and b, or instead of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,12 +130,78 @@ class SampledResponse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairCost:
+    """Cost of a pair, or the sum over many; expected costs are fractions."""
+
+    sequence_forwards: float
+    """Network passes over a sequence while sampling: one for π or π_ref, two for a mixture."""
+    generated_tokens: float = 0.0
+    """Tokens of every response that was sampled, also of those that are not in the pair."""
+    scoring_forwards: float = 0.0
+    """Passes that only score candidates, by π_ref or r̂; the paper does not count them."""
+    labelled_responses: float
+    """Responses that the oracle reads."""
+
+    def __add__(self, other: "PairCost") -> "PairCost":
+        """Sum of two costs."""
+        return PairCost(
+            sequence_forwards=self.sequence_forwards + other.sequence_forwards,
+            generated_tokens=self.generated_tokens + other.generated_tokens,
+            scoring_forwards=self.scoring_forwards + other.scoring_forwards,
+            labelled_responses=self.labelled_responses + other.labelled_responses,
+        )
+
+    def scaled(self, factor: float) -> "PairCost":
+        """The cost times a number."""
+        return PairCost(
+            sequence_forwards=self.sequence_forwards * factor,
+            generated_tokens=self.generated_tokens * factor,
+            scoring_forwards=self.scoring_forwards * factor,
+            labelled_responses=self.labelled_responses * factor,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairDraw:
+    """What became of a plan: what was known only after its responses were sampled.
+
+    Example: ``PairDraw(branch="on_policy", cost=PairCost(sequence_forwards=2, labelled_responses=2))``
+    """
+
+    branch: str
+    cost: PairCost
+    loss_weight: float = 1.0
+    """Factor of the pair's loss."""
+    log_z_a: float | None = None
+    """log of an unbiased estimate of E_π[exp(+r)] that side a's draw gave; None where it gave none."""
+    log_z_b: float | None = None
+    """The same of E_π[exp(−r)] and side b."""
+    candidate_a: int | None = None
+    """Which of the plan's candidates became side a; None where side a was drawn as planned."""
+    candidate_b: int | None = None
+    scorer_version: int | None = None
+    """Version of the reward model that scored the candidates, where one did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResponsePair:
     """A planned pair with both responses sampled."""
 
     plan: PairPlan
     a: SampledResponse
     b: SampledResponse
+    draw: PairDraw | None = None
+    """How the responses came to be; None where nothing but the plan's two sides was drawn."""
+
+    @property
+    def branch(self) -> str:
+        """The branch that was taken in the end."""
+        return self.draw.branch if self.draw is not None else self.plan.branch
+
+    @property
+    def loss_weight(self) -> float:
+        """Factor of the pair's loss."""
+        return self.draw.loss_weight if self.draw is not None else 1.0
 
     @property
     def min_policy_version(self) -> int:

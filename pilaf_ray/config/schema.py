@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pilaf_ray.config.base import Dtype, Section
 from pilaf_ray.config.oracle import OracleConfig
 from pilaf_ray.config.resources import ResourcesSection
+from pilaf_ray.config.samplers import SamplerConfig, check_sampler
 from pilaf_ray.config.submission import SubmissionSection
 
 
@@ -74,55 +75,6 @@ class PromptsSection(Section):
     """Longest rendered prompt, in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a longer prompt; dropped and truncated ones are counted."""
-
-
-class VanillaSamplerConfig(Section):
-    """Both responses from π."""
-
-    type: Literal["vanilla"] = "vanilla"
-    """Discriminator."""
-
-
-class PilafSamplerConfig(Section):
-    """A fair coin between (π, π) and (π⁺, π⁻)."""
-
-    type: Literal["pilaf"] = "pilaf"
-    """Discriminator."""
-    beta: float | None = Field(default=None, gt=0, lt=1)
-    """Mixing coefficient; algorithm.beta when left out, as the theory asks."""
-
-
-class HybridSamplerConfig(Section):
-    """One response from π, one from the reference."""
-
-    type: Literal["hybrid"] = "hybrid"
-    """Discriminator."""
-
-
-class MixBranchConfig(Section):
-    """One branch of a free mixture."""
-
-    weight: float = Field(gt=0)
-    """Relative probability."""
-    coefficient_a: float
-    """Mixing coefficient of side a."""
-    coefficient_b: float
-    """Mixing coefficient of side b."""
-
-
-class MixSamplerConfig(Section):
-    """Any distribution over coefficient pairs."""
-
-    type: Literal["mix"] = "mix"
-    """Discriminator."""
-    branches: list[MixBranchConfig] = Field(min_length=1)
-    """The branches."""
-
-
-SamplerConfig = Annotated[
-    VanillaSamplerConfig | PilafSamplerConfig | HybridSamplerConfig | MixSamplerConfig,
-    Field(discriminator="type"),
-]
 
 
 class GenerationSection(Section):
@@ -303,14 +255,9 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _mixing_fits(self) -> Self:
-        if not isinstance(self.sampler, PilafSamplerConfig):
-            return self
-        if self.sampler.beta is None and self.algorithm.beta >= 1:
-            raise ValueError(
-                f"sampler.type: pilaf mixes with algorithm.beta = {self.algorithm.beta:g}, which must be below 1: "
-                "lower it, or set sampler.beta"
-            )
+    def _sampler_fits(self) -> Self:
+        exact = self.generation.temperature == 1 and self.generation.top_p == 1
+        check_sampler(self.sampler, loss_beta=self.algorithm.beta, oracle=self.oracle, exact_sampling=exact)
         return self
 
     @property
@@ -319,7 +266,7 @@ class RunConfig(Section):
         lines = []
         if self.generation.temperature != 1 or self.generation.top_p != 1:
             lines.append("generation.temperature and generation.top_p: the theory of the samplers needs 1 and 1")
-        if isinstance(self.sampler, PilafSamplerConfig) and self.sampler.beta not in (None, self.algorithm.beta):
+        if getattr(self.sampler, "beta", None) not in (None, self.algorithm.beta):
             lines.append(f"sampler.beta differs from algorithm.beta = {self.algorithm.beta:g}: the theory needs one β")
         return lines
 

@@ -158,6 +158,7 @@ class PolicyLearner:
             length_a=column([len(item.pair.a.token_ids) for item in pairs]),
             length_b=column([len(item.pair.b.token_ids) for item in pairs]),
             probability=column([_probability(item) for item in pairs]),
+            weight=column([item.pair.loss_weight for item in pairs]),
         )
         return self._loss(inputs, beta=self._beta, label_smoothing=self._smoothing)
 

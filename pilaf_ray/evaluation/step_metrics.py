@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pilaf_ray.pipeline.controller import StepReport
-from pilaf_ray.types import LabeledPair, SampledResponse
+from pilaf_ray.sampling.normalizers import z_value
+from pilaf_ray.types import LabeledPair, PairCost, SampledResponse
 
 
 def step_metrics(report: StepReport) -> dict[str, Any]:
@@ -20,12 +21,38 @@ def step_metrics(report: StepReport) -> dict[str, Any]:
         "age/mean": _mean([float(age) for age in report.ages]),
         "age/max": max(report.ages),
         "response/tokens": _mean([float(length) for length in lengths]),
-        "pairs/interpolated": sum(item.pair.plan.branch == "interpolated" for item in report.batch),
+        "pairs/interpolated": sum(item.pair.branch == "interpolated" for item in report.batch),
+        "pairs/weight_max": max(item.pair.loss_weight for item in report.batch),
+        **_z_metrics(report.batch),
+        **_cost_metrics(report.batch),
         "pairs/in_flight": report.in_flight,
         "time/wait": report.wait_seconds,
         "time/train": report.train_seconds,
         "time/push": report.push_seconds,
         "time/sync": report.sync_seconds,
+    }
+
+
+def _z_metrics(batch: Sequence[LabeledPair]) -> dict[str, float | None]:
+    """Means of the unbiased samples of Z⁺, Z⁻ and their product that the pairs' draws gave."""
+    draws = [item.pair.draw for item in batch if item.pair.draw is not None]
+    sides = [(draw.log_z_a, draw.log_z_b) for draw in draws]
+    return {
+        "z/plus": _mean([z_value(a) for a, _ in sides if a is not None]),
+        "z/minus": _mean([z_value(b) for _, b in sides if b is not None]),
+        "z/product": _mean([z_value(a + b) for a, b in sides if a is not None and b is not None]),
+    }
+
+
+def _cost_metrics(batch: Sequence[LabeledPair]) -> dict[str, float]:
+    """What the batch's pairs cost together."""
+    draws = [item.pair.draw for item in batch if item.pair.draw is not None]
+    total = sum((draw.cost for draw in draws), start=PairCost(sequence_forwards=0, labelled_responses=0))
+    return {
+        "cost/sequence_forwards": total.sequence_forwards,
+        "cost/scoring_forwards": total.scoring_forwards,
+        "cost/generated_tokens": total.generated_tokens,
+        "cost/labelled_responses": total.labelled_responses,
     }
 
 

@@ -25,6 +25,12 @@ class PreferenceInputs:
     """Number of response tokens of side a."""
     length_b: Float[Tensor, "pair"]
     probability: Float[Tensor, "pair"]
+    weight: Float[Tensor, "pair"] | None = None
+    """Factor of each pair's loss, as the sampler asks for it; 1 when left out. Metrics are not weighted."""
+
+    def weighted(self, loss: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
+        """The loss times the weight."""
+        return loss if self.weight is None else loss * self.weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ def dpo_loss(inputs: PreferenceInputs, *, beta: float, label_smoothing: float = 
     margin = reward_a - reward_b
     p = inputs.probability * (1.0 - label_smoothing) + (1.0 - inputs.probability) * label_smoothing
     loss = -p * F.logsigmoid(margin) - (1.0 - p) * F.logsigmoid(-margin)
-    return LossOutputs(loss=loss, metrics=_metrics(inputs, reward_a.detach(), reward_b.detach()))
+    return LossOutputs(loss=inputs.weighted(loss), metrics=_metrics(inputs, reward_a.detach(), reward_b.detach()))
 
 
 def ipo_loss(inputs: PreferenceInputs, *, beta: float, label_smoothing: float = 0.0) -> LossOutputs:
@@ -62,7 +68,7 @@ def ipo_loss(inputs: PreferenceInputs, *, beta: float, label_smoothing: float = 
     loss = p * (h - target) ** 2 + (1.0 - p) * (h + target) ** 2
     reward_a = beta * (inputs.policy_a - inputs.reference_a).detach()
     reward_b = beta * (inputs.policy_b - inputs.reference_b).detach()
-    return LossOutputs(loss=loss, metrics=_metrics(inputs, reward_a, reward_b))
+    return LossOutputs(loss=inputs.weighted(loss), metrics=_metrics(inputs, reward_a, reward_b))
 
 
 def _metrics(

@@ -148,6 +148,58 @@ METRICS: tuple[MetricDefinition, ...] = (
         "near its weight times `batch_pairs`",
     ),
     MetricDefinition(
+        "pairs/weight_max",
+        Max,
+        "",
+        "largest loss weight of the batch's pairs; `t_pilaf` alone has other weights than 1",
+        "a few units; far above, few pairs are the whole gradient: see `sampler.max_weight`",
+    ),
+    MetricDefinition(
+        "z/plus",
+        Mean,
+        "",
+        "mean over responses with c = +β of ∏_t Z_t, Z_t = Σ_v π(v)^(1+c)·π_ref(v)^(−c) at position t; each is an "
+        "unbiased sample of Z⁺ = E_π[exp(r_θ)]. `pilaf_reward`: mean of exp(r̂) over the pool",
+        "1 where π = π_ref; grows with the KL; null where no pair of the batch is mixed",
+    ),
+    MetricDefinition("z/minus", Mean, "", "the same for c = −β and Z⁻ = E_π[exp(−r_θ)]", "as `z/plus`"),
+    MetricDefinition(
+        "z/product",
+        Mean,
+        "",
+        "mean over mixed pairs of the product of their two samples, an unbiased sample of Z⁺Z⁻ ≈ exp(Var_π(r_θ))",
+        "from 1 up; far above 1, the fair coin of `pilaf` is far from T-PILAF's weights",
+    ),
+    MetricDefinition(
+        "cost/sequence_forwards",
+        Sum,
+        "forwards",
+        "sequence forwards that sampled the batch's pairs: 1 a response from π or π_ref, 2 a mixed one; "
+        "candidates included",
+        "`batch_pairs` times 2 for vanilla and hybrid, 3 for pilaf, n for best of n",
+    ),
+    MetricDefinition(
+        "cost/scoring_forwards",
+        Sum,
+        "forwards",
+        "forwards of π_ref or r̂ that only scored candidates",
+        "`batch_pairs` · n for best of n by r_θ, 0 for samplers without candidates",
+    ),
+    MetricDefinition(
+        "cost/generated_tokens",
+        Sum,
+        "tokens",
+        "tokens of every response that was sampled for the batch's pairs, candidates included",
+        "2 · `batch_pairs` · `response/tokens` without candidates",
+    ),
+    MetricDefinition(
+        "cost/labelled_responses",
+        Sum,
+        "responses",
+        "responses that the oracle read for the batch's pairs",
+        "2 · `batch_pairs`; n · `batch_pairs` where the oracle ranks candidates",
+    ),
+    MetricDefinition(
         "pairs/in_flight",
         Last,
         "pairs",

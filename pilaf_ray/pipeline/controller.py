@@ -22,6 +22,7 @@ from typing import Any
 
 from pilaf_ray.errors import OracleError
 from pilaf_ray.pipeline.gate import StalenessGate
+from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
 from pilaf_ray.pipeline.ports import (
     GeneratorPort,
     LearnerPort,
@@ -30,7 +31,7 @@ from pilaf_ray.pipeline.ports import (
     StorePort,
     WeightSyncPort,
 )
-from pilaf_ray.types import GenerationRequest, LabeledPair, PairPlan, PreferenceLabel, ResponsePair, StepResult
+from pilaf_ray.types import LabeledPair, PairPlan, PreferenceLabel, ResponsePair, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Controller:
         after_sync: called with a step when every generator serves it; may evaluate. The learner
             goes on meanwhile, but serves nothing newer until the call returns.
         max_seconds: stop after the step under way when this much time has passed.
+        pairs: makes pairs of plans; both sides as planned when left out.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class Controller:
         unfinished: UnfinishedWork | None = None,
         max_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        pairs: PairSource | None = None,
     ) -> None:
         self._ports = ports
+        self._pairs = pairs or SidePairs(ports.generator)
         self._plan = plan
         self._next_index = next_index
         self._batch_pairs = batch_pairs
@@ -223,25 +227,8 @@ class Controller:
             heapq.heappush(self._open, plan.index)
 
     async def _sample(self, plan: PairPlan) -> None:
-        """Generate both sides at the same time and hand the pair on."""
-        prompt = plan.prompt.token_ids
-        a, b = await asyncio.gather(
-            *(
-                self._ports.generator.generate(
-                    GenerationRequest(
-                        request_id=f"{plan.pair_id}-{side}",
-                        prompt_token_ids=prompt,
-                        coefficient=coefficient,
-                        seed=seed,
-                    )
-                )
-                for side, coefficient, seed in (
-                    ("a", plan.coefficient_a, plan.seed_a),
-                    ("b", plan.coefficient_b, plan.seed_b),
-                )
-            )
-        )
-        self._sampled.put_nowait(ResponsePair(plan=plan, a=a, b=b))
+        """Let the sampler make a pair of the plan, and hand it on."""
+        self._sampled.put_nowait(await self._pairs.draw(plan))
 
     async def _label_loop(self) -> None:
         """Consumes sampled pairs in small batches; produces labelled pairs.

@@ -42,6 +42,11 @@ def best_against_worst(scores: Sequence[float]) -> CandidatePair:
     return CandidatePair(index_a=best, index_b=worst)
 
 
+def choose_best_against_worst(pair_id: str, scores: Sequence[float]) -> CandidatePair:
+    """:func:`best_against_worst`, which needs no draw, in the form that pair sources call."""
+    return best_against_worst(scores)
+
+
 def resample_by_reward(pair_id: str, rewards: Sequence[float], *, distinct: bool = False) -> ResampledPair:
     """Side a is drawn ∝ exp(+reward), side b ∝ exp(−reward): sampling by importance from π^±.
 

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 from pilaf_ray.store.tables import PairRow
 from pilaf_ray.types import (
     LabeledPair,
+    PairDraw,
     PairPlan,
     PreferenceLabel,
     ReferenceLogprobs,
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (PairPlan, PreferenceLabel, ReferenceLogprobs, SampledResponse)
+    kind: TypeAdapter(kind) for kind in (PairDraw, PairPlan, PreferenceLabel, ReferenceLogprobs, SampledResponse)
 }
 
 
@@ -40,6 +41,7 @@ def decode_pair(row: PairRow) -> ResponsePair:
         plan=decode(PairPlan, row.plan),
         a=decode(SampledResponse, row.response_a),
         b=decode(SampledResponse, row.response_b),
+        draw=None if row.draw is None else decode(PairDraw, row.draw),
     )
 
 

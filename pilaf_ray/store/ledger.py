@@ -99,6 +99,8 @@ class PreferenceLedger:
                     assert row is not None
                     row.state = PairState.SAMPLED
                     row.response_a, row.response_b = codec.encode(pair.a), codec.encode(pair.b)
+                    row.branch = pair.branch
+                    row.draw = None if pair.draw is None else codec.encode(pair.draw)
                     row.min_version = pair.min_policy_version
                     row.max_version = max(pair.a.max_policy_version, pair.b.max_policy_version)
 
@@ -158,6 +160,7 @@ class PreferenceLedger:
                     state=PairState.PLANNED,
                     response_a=None,
                     response_b=None,
+                    draw=None,
                     min_version=None,
                     max_version=None,
                     label=None,

@@ -20,6 +20,7 @@ class PairRow(Base):
     plan: Mapped[str] = mapped_column(Text)
     response_a: Mapped[str | None] = mapped_column(Text)
     response_b: Mapped[str | None] = mapped_column(Text)
+    draw: Mapped[str | None] = mapped_column(Text)
     min_version: Mapped[int | None] = mapped_column(Integer)
     max_version: Mapped[int | None] = mapped_column(Integer)
     label: Mapped[str | None] = mapped_column(Text)

@@ -1,6 +1,7 @@
 """ZeRO stages and ranks give the same training as one rank; checkpoints restore it."""
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.types import (
     FinishReason,
     LabeledPair,
+    PairCost,
+    PairDraw,
     PairPlan,
     PreferenceLabel,
     Prompt,
@@ -63,6 +66,12 @@ def batch(*, reference: float = -30.0) -> list[LabeledPair]:
     return items
 
 
+def weighted(item: LabeledPair, weight: float) -> LabeledPair:
+    cost = PairCost(sequence_forwards=2, labelled_responses=2)
+    draw = PairDraw(branch="on_policy", cost=cost, loss_weight=weight)
+    return replace(item, pair=replace(item.pair, draw=draw))
+
+
 def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, results: Any) -> None:
     from pilaf_ray.engines.learner import PolicyLearner
 
@@ -96,6 +105,10 @@ def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, 
     except NonFiniteLossError as error:
         refused = str(error)
     losses.append(learner.train_step(5, batch()).loss)
+    heavy = [weighted(item, 6.0 if number == 0 else 0.0) for number, item in enumerate(batch())]
+    for items in (heavy, batch()[:1]):
+        learner.load(out)
+        losses.append(learner.train_step(4, items).loss)
     results.put((rank, losses, refused))
 
 
@@ -124,6 +137,7 @@ def test_stages_and_ranks_agree_and_checkpoints_restore(tmp_path: Path) -> None:
     assert "the loss is not finite; no weight was changed" in refused
     assert (tmp_path / "one" / "failed" / "step-5.json").exists()
     assert single[6] < single[5], "a refused batch leaves the weights as they were"
+    assert single[7] == pytest.approx(single[8], abs=1e-6), "six times the loss of one pair of six is the pair's own"
     assert (tmp_path / "one" / "hf" / "model.safetensors").exists()
     for stage in (0, 2, 3):
         several, _ = result(2, stage, model, tmp_path / f"stage-{stage}")

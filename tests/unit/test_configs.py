@@ -26,6 +26,8 @@ def test_shipped_configurations_load(path: Path) -> None:
         ("sampler.type=nothing", "sampler"),
         ("learner.batch_pairs=0", "learner.batch_pairs: Input should be greater than or equal to 1"),
         ("algorithm.beta=1.5", "which must be below 1"),
+        ("sampler={type: t_pilaf, beta: 1.0}", "sampler.t_pilaf.beta: Input should be less than 1"),
+        ("sampler={type: best_of_n, n: 1}", "greater than or equal to 2"),
         ("run.name='[a'x", "not valid YAML"),
         ("nonsense", "not of the form key=value"),
         ("run.name.x=1", "'name' is a value, not a section"),
@@ -64,3 +66,17 @@ def test_departures_from_theory_are_named() -> None:
     assert load_config(QUICKSTART).departures_from_theory == []
     lines = load_config(QUICKSTART, ["sampler.beta=0.5", "generation.temperature=0.7"]).departures_from_theory
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampler={type: t_pilaf}", "generation.temperature=0.7"], "sampler.type: t_pilaf reads π's log-prob"),
+        (["sampler={type: best_of_n}", "generation.top_p=0.9"], "sampler.scorer: implicit_reward reads"),
+        (["sampler={type: best_of_n, scorer: oracle}", "oracle.kind=compare"], "needs rewards of single responses"),
+        (["sampler={type: t_pilaf}", "algorithm.beta=1.5"], "sampler.type: t_pilaf mixes with algorithm.beta = 1.5"),
+    ],
+)
+def test_samplers_that_cannot_work_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(QUICKSTART, overrides)

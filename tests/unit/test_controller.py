@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from pairs import label, pair, plan, response
 
 from pilaf_ray.errors import OracleError, WeightSyncError
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.pair_sampling import CandidatePairs, ImplicitRewardScorer, PairSource
+from pilaf_ray.sampling.candidates import choose_best_against_worst
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
@@ -112,6 +115,8 @@ def controller(
     work: UnfinishedWork | None = None,
     next_index: int = 0,
     max_seconds: float | None = None,
+    pairs: PairSource | None = None,
+    plans: Callable[[int], PairPlan] = plan,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -121,7 +126,7 @@ def controller(
 
     return Controller(
         ports=Ports(generator=world, reference=world, oracle=world, learner=world, store=world, weight_sync=world),
-        plan=plan,
+        plan=plans,
         next_index=next_index,
         batch_pairs=4,
         max_staleness_steps=staleness,
@@ -132,6 +137,7 @@ def controller(
         after_sync=after_sync,
         unfinished=work,
         max_seconds=max_seconds,
+        pairs=pairs,
     )
 
 
@@ -155,6 +161,28 @@ async def test_batches_follow_the_plan_order_and_abstentions_are_replaced() -> N
     for step in (1, 2, 3):
         places = [world.events.index(f"{word} {step}") for word in ("train", "push", "serve", "served")]
         assert places == sorted(places)
+
+
+async def test_best_of_n_asks_the_oracle_for_one_comparison_a_pair() -> None:
+    class Counting(World):
+        compared = 0
+
+        async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+            self.compared += len(pairs)
+            return await super().label(pairs)
+
+        async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+            await self.wander()
+            return [-float(number) for number, _ in enumerate(items)]
+
+    world, reports = Counting(), []
+    source = CandidatePairs(world, scorer=ImplicitRewardScorer(world, beta=0.1), choose=choose_best_against_worst)
+    planned = {index: replace(plan(index), candidate_seeds=tuple(range(8))) for index in range(12)}
+    await controller(world, reports, staleness=1, steps=3, pairs=source, plans=planned.__getitem__).run()
+    assert world.compared == 12
+    draws = [item.pair.draw for report in reports for item in report.batch]
+    assert {(d.candidate_a, d.candidate_b) for d in draws if d} == {(7, 0)}, "the reference likes it least, r_θ most"
+    assert {(d.cost.sequence_forwards, d.cost.labelled_responses) for d in draws if d} == {(8, 2)}
 
 
 async def test_the_learner_steps_while_a_version_is_on_its_way_but_never_two_are() -> None:

@@ -1,6 +1,7 @@
 """The ledger's arrows, repeats, refusals and resumption."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from pairs import label, pair, plan, reference
 
 from pilaf_ray.errors import LedgerError
 from pilaf_ray.store.ledger import PreferenceLedger
-from pilaf_ray.types import LabeledPair, PairState
+from pilaf_ray.types import LabeledPair, PairCost, PairDraw, PairState
 
 
 @pytest.fixture
@@ -38,6 +39,25 @@ def test_messages_come_back_as_they_went_in(ledger: PreferenceLedger) -> None:
         [LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
     )
     assert ledger.next_plan_index() == 3
+
+
+def test_how_a_pair_was_drawn_survives_and_goes_with_its_responses(ledger: PreferenceLedger) -> None:
+    draw = PairDraw(
+        branch="interpolated",
+        cost=PairCost(sequence_forwards=4, generated_tokens=9, labelled_responses=2),
+        loss_weight=1.25,
+        log_z_a=0.5,
+        scorer_version=3,
+    )
+    drawn = replace(pair(0, version=2), draw=draw)
+    ledger.add_plans([replace(plan(0), candidate_seeds=(5, 6))])
+    ledger.add_responses([drawn])
+    _, sampled, _ = ledger.unfinished()
+    assert sampled == [replace(drawn, plan=replace(plan(0), candidate_seeds=(5, 6)))]
+    assert (sampled[0].branch, sampled[0].loss_weight) == ("interpolated", 1.25)
+    assert ledger.reset_after(1) == 1, "sampled under weights that are gone"
+    ledger.add_responses([pair(0)])
+    assert ledger.unfinished()[1][0].draw is None
 
 
 def test_repeats_change_nothing(ledger: PreferenceLedger) -> None:

@@ -39,6 +39,13 @@ def test_ipo_uses_means_per_token() -> None:
     assert ipo_loss(inputs(0.0), beta=0.5).loss.item() == pytest.approx((h + 1.0) ** 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dpo", "ipo"])
+def test_the_weight_scales_the_loss_and_nothing_else(name: str) -> None:
+    plain, heavy = LOSSES[name](inputs(0.7), beta=0.3), LOSSES[name](inputs(0.7, weight=2.5), beta=0.3)
+    torch.testing.assert_close(heavy.loss, 2.5 * plain.loss)
+    torch.testing.assert_close(heavy.metrics, plain.metrics)
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_swapping_sides_and_label_changes_nothing(name: str) -> None:
     swapped = PreferenceInputs(

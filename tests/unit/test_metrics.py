@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pilaf_ray.pipeline.controller import StepReport
 from pilaf_ray.types import (
     FinishReason,
     LabeledPair,
+    PairCost,
+    PairDraw,
     PairPlan,
     PreferenceLabel,
     Prompt,
@@ -82,7 +85,7 @@ def response(coefficient: float, logprobs: tuple[float, ...], *versions: int, cu
     )
 
 
-def labeled(number: int, a: SampledResponse, b: SampledResponse, label: PreferenceLabel) -> LabeledPair:
+def labeled(number: int, a: SampledResponse, b: SampledResponse, label: PreferenceLabel, draw: PairDraw) -> LabeledPair:
     plan = PairPlan(
         pair_id=str(number),
         index=number,
@@ -96,7 +99,7 @@ def labeled(number: int, a: SampledResponse, b: SampledResponse, label: Preferen
         label_seed=2,
     )
     return LabeledPair(
-        pair=ResponsePair(plan=plan, a=a, b=b),
+        pair=ResponsePair(plan=plan, a=a, b=b, draw=draw),
         label=label,
         reference=ReferenceLogprobs(pair_id=str(number), a=-3.0, b=-5.0),
     )
@@ -120,12 +123,20 @@ def report() -> StepReport:
         response(0.0, (-1.0, -1.5), 1, 2, cut=False),
         response(0.0, (-1.0, -1.0, -1.0), 1, cut=True),
         PreferenceLabel(pair_id="0", probability=1.0, source="s", reward_a=2.0, reward_b=-1.0),
+        PairDraw(branch="on_policy", cost=PairCost(sequence_forwards=8, generated_tokens=40, labelled_responses=2)),
     )
     mixed = labeled(
         1,
         response(0.1, (-50.0,), 2, cut=False),
         response(-0.1, (-50.0,), 2, cut=False),
         PreferenceLabel(pair_id="1", probability=0.5, source="s", reward_a=9.0, reward_b=9.0),
+        PairDraw(
+            branch="interpolated",
+            cost=PairCost(sequence_forwards=4, generated_tokens=2, scoring_forwards=3, labelled_responses=2),
+            loss_weight=1.75,
+            log_z_a=math.log(1.5),
+            log_z_b=math.log(3.0),
+        ),
     )
     return StepReport(
         result=StepResult(step=3, loss=0.6, metrics=LEARNER),
@@ -152,6 +163,14 @@ def test_metrics_of_a_step() -> None:
             "age/max": 1,
             "response/tokens": 7 / 4,
             "pairs/interpolated": 1,
+            "pairs/weight_max": 1.75,
+            "z/plus": 1.5,
+            "z/minus": 3.0,
+            "z/product": 4.5,
+            "cost/sequence_forwards": 12,
+            "cost/scoring_forwards": 3,
+            "cost/generated_tokens": 42,
+            "cost/labelled_responses": 4,
             "pairs/in_flight": 7,
             "time/wait": 1.0,
             "time/train": 2.0,

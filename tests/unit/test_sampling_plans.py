@@ -1,15 +1,23 @@
 """Pair plans: presets, identity, coin, costs."""
 
+import pickle
+from typing import get_args
+
 import pytest
 
+from pilaf_ray.config.samplers import SamplerConfig
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.sampling.identity import derive_seed, derive_uniform, pair_identity
 from pilaf_ray.sampling.plans import (
+    SAMPLER_CLASSES,
+    BestOfNSampler,
     HybridSampler,
     MixSampler,
     MixtureBranch,
     PairSampler,
+    PilafRewardSampler,
     PilafSampler,
+    TPilafSampler,
     VanillaSampler,
 )
 from pilaf_ray.types import PairPlan, Prompt
@@ -27,13 +35,18 @@ def plans(sampler: PairSampler, count: int) -> list[PairPlan]:
         (VanillaSampler(), {(0.0, 0.0)}, 2.0),
         (PilafSampler(beta=0.1), {(0.0, 0.0), (0.1, -0.1)}, 3.0),
         (HybridSampler(), {(0.0, -1.0)}, 2.0),
+        (TPilafSampler(beta=0.1, weighted_coin=True), {(0.1, -0.1)}, 5.0),
+        (TPilafSampler(beta=0.1, weighted_coin=False), {(0.0, 0.0), (0.1, -0.1)}, 3.0),
+        (BestOfNSampler(n=8, scorer="implicit_reward"), {(0.0, 0.0)}, 8.0),
+        (BestOfNSampler(n=8, scorer="oracle"), {(0.0, 0.0)}, 8.0),
+        (PilafRewardSampler(candidates=4, scorer="reward_model"), {(0.0, 0.0)}, 4.0),
     ],
 )
 def test_presets_have_the_papers_coefficients_and_costs(
     sampler: PairSampler, coefficients: set[tuple[float, float]], cost: float
 ) -> None:
     assert {(p.coefficient_a, p.coefficient_b) for p in plans(sampler, 200)} == coefficients
-    assert sampler.expected_forwards == cost
+    assert sampler.expected_cost.sequence_forwards == cost
 
 
 def test_coin_is_fair_within_four_standard_errors() -> None:
@@ -69,3 +82,16 @@ def test_same_identity_gives_the_same_plan_and_others_differ() -> None:
 def test_weightless_branch_is_refused() -> None:
     with pytest.raises(ConfigError, match="weight above 0"):
         MixSampler(branches=[MixtureBranch(name="x", weight=0, coefficient_a=0, coefficient_b=0)])
+
+
+def test_candidates_have_seeds_of_their_own_and_survive_pickling() -> None:
+    plan = BestOfNSampler(n=8, scorer="oracle").plan(PROMPT, run_seed=0, epoch=0, draw=0, index=0)
+    assert len({*plan.candidate_seeds, plan.seed_a, plan.seed_b}) == 10
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_every_configurable_sampler_has_its_class() -> None:
+    union = get_args(get_args(SamplerConfig)[0])
+    assert set(SAMPLER_CLASSES) == {member.model_fields["type"].default for member in union}
+    for name, member in ((m.model_fields["type"].default, m) for m in union):
+        assert SAMPLER_CLASSES[name].__name__ + "Config" == member.__name__

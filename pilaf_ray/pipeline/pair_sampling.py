@@ -1,0 +1,251 @@
+"""From a plan to a pair of responses: what is drawn, which two are kept, with which weight and at what cost.
+
+Every random choice derives from the pair's identity, so a pair that is drawn again under
+the same weights comes out the same, also where the choice depends on what was drawn.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pilaf_ray.pipeline.ports import GeneratorPort
+from pilaf_ray.sampling.candidates import CandidatePair, ResampledPair
+from pilaf_ray.sampling.costs import sides_cost
+from pilaf_ray.sampling.identity import derive_uniform
+from pilaf_ray.sampling.normalizers import (
+    log_z_sample,
+    t_pilaf_branch_probability,
+    t_pilaf_loss_weight,
+    z_value,
+)
+from pilaf_ray.types import (
+    GenerationRequest,
+    PairCost,
+    PairDraw,
+    PairPlan,
+    Prompt,
+    ResponsePair,
+    RewardScores,
+    SampledResponse,
+    ScoringItem,
+)
+
+Choose = Callable[[str, Sequence[float]], CandidatePair]
+"""(pair id, scores of the candidates) to the two that become the pair."""
+
+
+class PairSource(Protocol):
+    """Makes a pair of responses from a plan."""
+
+    async def draw(self, plan: PairPlan) -> ResponsePair:
+        """Sample what the plan asks for; returns when both sides are known."""
+        ...
+
+
+class ResponseDrawer:
+    """Asks the generators for the responses that a plan names."""
+
+    def __init__(self, generator: GeneratorPort) -> None:
+        self._generator = generator
+
+    async def sides(self, plan: PairPlan) -> tuple[SampledResponse, SampledResponse]:
+        """Both planned sides, at the same time."""
+        a, b = await asyncio.gather(
+            self._one(plan, "a", plan.coefficient_a, plan.seed_a),
+            self._one(plan, "b", plan.coefficient_b, plan.seed_b),
+        )
+        return a, b
+
+    async def candidates(self, plan: PairPlan) -> list[SampledResponse]:
+        """The planned candidates from π, at the same time."""
+        seeds = enumerate(plan.candidate_seeds)
+        return list(await asyncio.gather(*(self._one(plan, f"c{number}", 0.0, seed) for number, seed in seeds)))
+
+    async def _one(self, plan: PairPlan, name: str, coefficient: float, seed: int) -> SampledResponse:
+        return await self._generator.generate(
+            GenerationRequest(
+                request_id=f"{plan.pair_id}-{name}",
+                prompt_token_ids=plan.prompt.token_ids,
+                coefficient=coefficient,
+                seed=seed,
+            )
+        )
+
+
+class SidePairs:
+    """Sides a and b as they are planned: ``vanilla``, ``pilaf``, ``hybrid`` and ``mix``."""
+
+    def __init__(self, generator: GeneratorPort) -> None:
+        self._drawer = ResponseDrawer(generator)
+
+    async def draw(self, plan: PairPlan) -> ResponsePair:
+        """Sample both sides."""
+        a, b = await self._drawer.sides(plan)
+        draw = PairDraw(
+            branch=plan.branch,
+            cost=_with_tokens(sides_cost(a.coefficient, b.coefficient), [a, b]),
+            log_z_a=log_z_sample(a),
+            log_z_b=log_z_sample(b),
+        )
+        return ResponsePair(plan=plan, a=a, b=b, draw=draw)
+
+
+class ZWeightedPairs:
+    """``t_pilaf``: branch or loss weight, or both, follow the pair's own sample w of Z⁺Z⁻.
+
+    With the plan's candidates at hand the coin is weighted: the mixed pair is kept with probability
+    w/(1 + w), a pair from π replaces it otherwise, and either is trained on with weight (1 + w)/2.
+    Without candidates the plan has drawn a fair coin, and mixed pairs are trained on with weight w.
+    Both are exact, with one sample and for sequences: docs/algorithms.md.
+
+    Args:
+        max_weight: cap of the loss weight, or none.
+    """
+
+    def __init__(self, generator: GeneratorPort, *, max_weight: float) -> None:
+        self._drawer = ResponseDrawer(generator)
+        self._max_weight = max_weight
+
+    async def draw(self, plan: PairPlan) -> ResponsePair:
+        """Sample both sides, and replace them where the weighted coin says so."""
+        a, b = await self._drawer.sides(plan)
+        cost = _with_tokens(sides_cost(a.coefficient, b.coefficient), [a, b])
+        if not plan.coefficient_a:
+            return ResponsePair(plan=plan, a=a, b=b, draw=PairDraw(branch=plan.branch, cost=cost))
+        plus, minus = log_z_sample(a), log_z_sample(b)
+        assert plus is not None and minus is not None, "a mixed response without both networks' log-probabilities"
+        branch, weight, chosen = plan.branch, min(z_value(plus + minus), self._max_weight), None
+        if plan.candidate_seeds:
+            weight = t_pilaf_loss_weight(plus + minus, cap=self._max_weight)
+            if derive_uniform(plan.pair_id, "z_coin") >= t_pilaf_branch_probability(plus + minus):
+                a, b = await self._drawer.candidates(plan)
+                branch, chosen = "on_policy", (0, 1)
+                cost = cost + _with_tokens(PairCost(sequence_forwards=2, labelled_responses=0), [a, b])
+        draw = PairDraw(
+            branch=branch,
+            cost=cost,
+            loss_weight=weight,
+            log_z_a=plus,
+            log_z_b=minus,
+            candidate_a=chosen[0] if chosen else None,
+            candidate_b=chosen[1] if chosen else None,
+        )
+        return ResponsePair(plan=plan, a=a, b=b, draw=draw)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateScores:
+    """Scores of candidates, in order, and what they cost."""
+
+    values: Sequence[float]
+    scoring_forwards: int = 0
+    labelled_responses: int = 2
+    """Responses that the oracle reads for the pair: its two sides, or every candidate."""
+    version: int | None = None
+
+
+class CandidateScorer(Protocol):
+    """Says how good responses to one prompt are."""
+
+    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
+        """One number a response; higher is better."""
+        ...
+
+
+class SequenceScorer(Protocol):
+    """log π_ref of single responses."""
+
+    async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+        """The log-probability of each (prompt, response) token pair, summed over the response."""
+        ...
+
+
+class ImplicitRewardScorer:
+    """r_θ = β·(log π − log π_ref); π's part is known from sampling, at temperature 1 and top-p 1."""
+
+    def __init__(self, reference: SequenceScorer, *, beta: float) -> None:
+        self._reference = reference
+        self._beta = beta
+
+    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
+        """One forward of the reference a response."""
+        references = await self._reference.score_responses([(prompt.token_ids, y.token_ids) for y in responses])
+        values = [self._beta * (sum(y.logprobs) - r) for y, r in zip(responses, references, strict=True)]
+        return CandidateScores(values=values, scoring_forwards=len(responses))
+
+
+class RewardScorer(Protocol):
+    """r̂ of single responses."""
+
+    async def score(self, items: Sequence[ScoringItem]) -> RewardScores:
+        """r̂ of each response, in order, under one version."""
+        ...
+
+
+class RewardModelScorer:
+    """r̂ of the reward learner."""
+
+    def __init__(self, reward: RewardScorer) -> None:
+        self._reward = reward
+
+    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
+        """One forward of r̂ a response."""
+        items = [ScoringItem(prompt=prompt, token_ids=y.token_ids, text=y.text) for y in responses]
+        scores = await self._reward.score(items)
+        return CandidateScores(values=scores.values, scoring_forwards=len(responses), version=scores.version)
+
+
+class TextScorer(Protocol):
+    """r* of single responses."""
+
+    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
+        """One reward a response, on the Bradley–Terry log-odds scale."""
+        ...
+
+
+class OracleScorer:
+    """r* itself: the oracle reads, and so labels, every candidate."""
+
+    def __init__(self, oracle: TextScorer) -> None:
+        self._oracle = oracle
+
+    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
+        """One reading by the oracle a response."""
+        values = await self._oracle.score_texts([prompt.text] * len(responses), [y.text for y in responses])
+        return CandidateScores(values=values, labelled_responses=len(responses))
+
+
+class CandidatePairs:
+    """``best_of_n`` and ``pilaf_reward``: two of the plan's candidates, chosen by their scores."""
+
+    def __init__(self, generator: GeneratorPort, *, scorer: CandidateScorer, choose: Choose) -> None:
+        self._drawer = ResponseDrawer(generator)
+        self._scorer = scorer
+        self._choose = choose
+
+    async def draw(self, plan: PairPlan) -> ResponsePair:
+        """Sample the pool, score it and keep two."""
+        pool = await self._drawer.candidates(plan)
+        scores = await self._scorer.score(plan.prompt, pool)
+        chosen = self._choose(plan.pair_id, scores.values)
+        cost = PairCost(
+            sequence_forwards=len(pool),
+            scoring_forwards=scores.scoring_forwards,
+            labelled_responses=scores.labelled_responses,
+        )
+        draw = PairDraw(
+            branch=plan.branch,
+            cost=_with_tokens(cost, pool),
+            log_z_a=chosen.log_z_plus if isinstance(chosen, ResampledPair) else None,
+            log_z_b=chosen.log_z_minus if isinstance(chosen, ResampledPair) else None,
+            candidate_a=chosen.index_a,
+            candidate_b=chosen.index_b,
+            scorer_version=scores.version,
+        )
+        return ResponsePair(plan=plan, a=pool[chosen.index_a], b=pool[chosen.index_b], draw=draw)
+
+
+def _with_tokens(cost: PairCost, responses: Sequence[SampledResponse]) -> PairCost:
+    tokens = sum(len(response.token_ids) for response in responses)
+    return cost + PairCost(sequence_forwards=0, generated_tokens=tokens, labelled_responses=0)
