@@ -9,8 +9,9 @@ import typer
 
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.console import commands as console_commands
 from pilaf_ray.errors import PilafError
-from pilaf_ray.submission.commands import add_commands
+from pilaf_ray.submission import commands as submission_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="About configurations.")
@@ -120,7 +121,8 @@ def config_docs() -> None:
     typer.echo(markdown(), nl=False)
 
 
-add_commands(app)
+submission_commands.add_commands(app)
+console_commands.add_commands(app)
 
 
 def main() -> None:

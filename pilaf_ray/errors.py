@@ -10,6 +10,7 @@
     ├── LedgerError(RuntimeError)        an arrow of a pair's life was taken from the wrong state
     ├── RunFolderError(RuntimeError)     the run folder is in use, missing or foreign
     ├── CheckpointError(RuntimeError)    a checkpoint cannot be written or fails verification
+    ├── AccessError(ValueError)          a token of the console cannot be issued or revoked
     ├── WeightSyncError(RuntimeError)    new weights did not arrive, or are not what was sent
     └── NonFiniteLossError(ArithmeticError)  the loss is NaN or infinite; the batch was saved
 
@@ -55,6 +56,10 @@ class RunFolderError(PilafError, RuntimeError):
 
 class CheckpointError(PilafError, RuntimeError):
     """A checkpoint could not be written, or does not verify."""
+
+
+class AccessError(PilafError, ValueError):
+    """A token of the console cannot be issued or revoked; says why."""
 
 
 class WeightSyncError(PilafError, RuntimeError):

@@ -1,0 +1,97 @@
+"""The console as one ASGI app."""
+
+import ipaddress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, Form, HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from pilaf_ray.console.access import AccessBook, AccessRole
+from pilaf_ray.console.guard import Guard, RateLimit
+from pilaf_ray.console.ledger_reader import LedgerReader
+from pilaf_ray.console.pages import dashboard
+from pilaf_ray.console.records import RunRecords
+from pilaf_ray.console.rendering import HERE, Pages
+from pilaf_ray.console.visitors import COOKIE, Doorkeeper
+
+COOKIE_SECONDS = 30 * 24 * 3600
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def create_app(
+    run: Path, *, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = (), limit: RateLimit | None = None
+) -> FastAPI:
+    """The console of a run folder.
+
+    Args:
+        run: the folder.
+        host: address that the server will bind to. On loopback anyone may look; elsewhere a token is needed.
+        allowed_hosts: further host names under which browsers may reach it.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+    """
+    records = RunRecords(run)
+    ledger = LedgerReader(run / "preferences.db")
+    doors = Doorkeeper(AccessBook(run / "access.json"), open_to_viewers=is_loopback(host))
+    pages = Pages(records, labelling=False)
+    failures = RateLimit(per_second=0.2, burst=10)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        ledger.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    hosts = {"localhost", "127.0.0.1", "[::1]", host, *allowed_hosts}
+    app.add_middleware(Guard, hosts=sorted(hosts), limit=limit or RateLimit(per_second=30, burst=120))
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.include_router(dashboard(records, ledger, pages, doors))
+
+    @app.get("/enter", response_class=HTMLResponse)
+    def ask(request: Request) -> HTMLResponse:
+        return pages.show(request, None, "enter.html.j2", problem="")
+
+    @app.post("/enter")
+    def enter(request: Request, token: Annotated[str, Form(max_length=200)]) -> Response:
+        client = request.client.host if request.client else ""
+        grant = doors.book.find(token.strip())
+        if grant is None:
+            if failures.wait_seconds(client) > 0:
+                raise HTTPException(429, "too many wrong tokens; wait a little")
+            problem = "This token is not valid; ask whoever runs the training for a new one."
+            return pages.show(request, None, "enter.html.j2", code=401, problem=problem)
+        home = "/label" if grant.role is AccessRole.ANNOTATOR else "/"
+        answer = RedirectResponse(home, 303)
+        answer.set_cookie(
+            COOKIE, token.strip(), max_age=COOKIE_SECONDS, httponly=True, samesite="strict",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return answer
+
+    @app.post("/leave")
+    def leave() -> Response:
+        answer = RedirectResponse("/enter", 303)
+        answer.delete_cookie(COOKIE)
+        return answer
+
+    @app.exception_handler(HTTPException)
+    def explain(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 401 and request.method == "GET":
+            return RedirectResponse("/enter", 303)
+        return pages.show(request, None, "problem.html.j2", code=error.status_code, problem=error.detail)
+
+    return app

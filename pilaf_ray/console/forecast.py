@@ -1,0 +1,37 @@
+"""Labels spent against the labels that the run is to spend, and when they will be."""
+
+from dataclasses import dataclass
+
+from pilaf_ray.console.records import RunRecords
+
+RECENT_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """Pace and end of a run at the pace of its last steps."""
+
+    steps: int
+    max_steps: int
+    labels: int
+    budget: int
+    pairs_per_second: float | None
+    seconds_left: float | None
+    """None before the first step, and once the run has ended."""
+
+
+def forecast(records: RunRecords, counts: dict[str, int], *, now: float) -> Forecast:
+    """The pace over the last 20 steps, continued; a step takes the learner's wait, train and push."""
+    recent = records.metrics[-RECENT_STEPS:]
+    seconds = sum(row.get(key) or 0.0 for row in recent for key in ("time/wait", "time/train", "time/push"))
+    pace = len(recent) / seconds if seconds > 0 else None
+    steps = int(records.latest.get("step", 0))
+    running = records.state(now) == "running"
+    return Forecast(
+        steps=steps,
+        max_steps=records.max_steps,
+        labels=sum(counts.get(state, 0) for state in ("labeled", "trained")),
+        budget=records.max_steps * records.batch_pairs,
+        pairs_per_second=pace * records.batch_pairs if pace else None,
+        seconds_left=(records.max_steps - steps) / pace if pace and running else None,
+    )

@@ -1,0 +1,89 @@
+"""Pages from templates; everything that a model or a person wrote is escaped."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from pilaf_ray.console.records import RunRecords
+from pilaf_ray.console.visitors import Visitor
+
+HERE = Path(__file__).parent
+WAITS = {
+    "labels": "The learner waits for labels: the next pairs in the order are not labelled yet.",
+    "responses": "The learner waits for responses: the generators are still sampling the next pairs.",
+}
+
+
+class Pages:
+    """Renders the console's templates around one run.
+
+    Args:
+        labelling: whether the run takes labels from people.
+    """
+
+    def __init__(self, records: RunRecords, *, labelling: bool) -> None:
+        self._records = records
+        self._labelling = labelling
+        self._environment = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            # The files end in .j2, so the default, which looks for .html, would leave them unescaped.
+            autoescape=select_autoescape(default=True, default_for_string=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {"number": number, "ago": ago, "clock": clock_time, "share": share}
+
+    def show(
+        self, request: Request, visitor: Visitor | None, template: str, *, code: int = 200, **values: Any
+    ) -> HTMLResponse:
+        """``template`` with ``values``, inside the console's frame where it is a whole page."""
+        status, now = self._records.status(), time.time()
+        state = self._records.state(now)
+        waits = status.waits_for if status and state == "running" else None
+        text = self._environment.get_template(template).render(
+            **values,
+            run=self._records,
+            state=state,
+            phase=status.phase if status else "",
+            waits=WAITS.get(waits or ""),
+            visitor=visitor,
+            path=request.url.path,
+            labelling=self._labelling,
+            now=now,
+        )
+        return HTMLResponse(text, status_code=code)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure with ``digits`` significant digits; a dash where there is none."""
+    if value is None:
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace(",", "\u202f")
+    return f"{value:.{digits}g}"
+
+
+def share(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def ago(seconds: float | None) -> str:
+    """A stretch of time in its two largest units."""
+    if seconds is None:
+        return "–"
+    left = max(0, round(seconds))
+    for name, size, smaller, unit in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if left >= size:
+            return f"{left // size} {name} {left % size // unit} {smaller}"
+    return f"{left} s"
+
+
+def clock_time(seconds: float) -> str:
+    """Wall-clock time of the machine that shows the page."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
