@@ -22,9 +22,11 @@ from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.report import EvaluationResult, RunTotals, summarize, write_report
-from pilaf_ray.evaluation.step_metrics import step_metrics
+from pilaf_ray.evaluation.step_metrics import busy_metrics, step_metrics
+from pilaf_ray.observability.busy import BusyShares
 from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
@@ -90,6 +92,10 @@ class TrainingRun:
 
     async def run(self, *, resume: bool) -> None:
         """The whole run; on Ctrl-C the step under way is finished and saved."""
+        async with kept_status(self._folder.path, phase=lambda: self._view.current_phase, roles=self._role_lines):
+            await self._run(resume=resume)
+
+    async def _run(self, *, resume: bool) -> None:
         with self._view:
             self._events.record("run started", attempt=self._folder.attempt)
             self._view.phase("loading models")
@@ -235,9 +241,10 @@ class TrainingRun:
     ) -> int:
         config = self._config
         self._stopped = False
+        shares = BusyShares(self._busy)
 
         async def after_step(report: StepReport) -> None:
-            metrics = step_metrics(report)
+            metrics = step_metrics(report) | busy_metrics(shares.since_last())
             self._metrics.write(metrics)
             self._wandb.write(metrics)
             self._view.step(metrics, pairs=len(report.batch))

@@ -38,6 +38,9 @@ CHARTS: tuple[Chart, ...] = (
           "neither column. It is a worry when the chosen one falls as fast as the rejected one."),
     Chart(title="Chosen and rejected implicit reward", keys=("train/chosen_reward", "train/rejected_reward"),
           unit="nats", caption="β·(log π − log π_ref) of each side."),
+    Chart(title="Z⁺, Z⁻ and their product", keys=("z/plus", "z/minus", "z/product"), unit="",
+          caption="Z⁺Z⁻ is 1 where the implicit reward is constant; its logarithm is about the reward's variance "
+          "under the policy. Far from 1 the fair coin and T-PILAF's exact weights part."),
     Chart(title="Response length", keys=("response/tokens",), unit="tokens",
           caption="A steady drift is length hacking."),
     Chart(title="Learner's time", keys=("time/train", "time/wait", "time/push"), unit="s a step",

@@ -1,6 +1,6 @@
 """One line of metrics.jsonl; docs/metrics.md says what each key means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilaf_ray.pipeline.controller import StepReport
@@ -54,6 +54,11 @@ def _cost_metrics(batch: Sequence[LabeledPair]) -> dict[str, float]:
         "cost/generated_tokens": total.generated_tokens,
         "cost/labelled_responses": total.labelled_responses,
     }
+
+
+def busy_metrics(shares: Mapping[str, float]) -> dict[str, float]:
+    """Each role's busy share since the step before, as metrics."""
+    return {f"busy/{role}": share for role, share in shares.items()}
 
 
 def _on_policy(batch: Sequence[LabeledPair]) -> list[tuple[SampledResponse, float | None, float]]:

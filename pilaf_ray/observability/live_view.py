@@ -61,6 +61,11 @@ class LiveView:
         if self._console.is_terminal:
             self._live.stop()
 
+    @property
+    def current_phase(self) -> str:
+        """What the run as a whole is doing."""
+        return self._phase
+
     def phase(self, text: str) -> None:
         """Say what the run as a whole is doing."""
         self._phase = text

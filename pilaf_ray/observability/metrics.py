@@ -222,6 +222,17 @@ METRICS: tuple[MetricDefinition, ...] = (
         "until every generator served the version before this one; the learner trains meanwhile",
         "below `time/train`",
     ),
+    *(
+        MetricDefinition(
+            f"busy/{role}",
+            Mean,
+            "share",
+            f"share of the time since the step before in which the role `{role}` had a call under way, "
+            "as the controller sees it",
+            "the role that is always near 1 is the bottleneck",
+        )
+        for role in ("generator", "reference", "oracle", "learner")
+    ),
 )
 
 _DEFINITIONS = {definition.key: definition for definition in METRICS}

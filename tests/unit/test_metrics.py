@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pilaf_ray.evaluation.step_metrics import step_metrics
+from pilaf_ray.evaluation.step_metrics import busy_metrics, step_metrics
 from pilaf_ray.observability.metrics import (
     METRICS,
     Last,
@@ -181,7 +181,8 @@ def test_metrics_of_a_step() -> None:
 
 
 def test_every_key_that_is_written_is_defined() -> None:
-    written = set(step_metrics(report())) - {"step"}
+    roles = busy_metrics(dict.fromkeys(("generator", "reference", "oracle", "learner"), 0.5))
+    written = set(step_metrics(report()) | roles) - {"step"}
     assert written == {definition.key for definition in METRICS}
     assert definition_of("age/max").reduction is Max
 
