@@ -33,6 +33,7 @@ from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder, open_run_folder
+from pilaf_ray.store.records import ENDED
 from pilaf_ray.types import PairState
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ class TrainingRun:
         )
         if step > 0:
             await self._sync.serve(step, await self._sync.push(step))
+        (await roles.store.counts()).check()
         planned, sampled, labeled = await roles.store.unfinished()
         work = UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled)
         return step, work, await roles.store.next_plan_index()
@@ -279,6 +281,7 @@ class TrainingRun:
             unfinished=unfinished,
             max_seconds=config.run.max_seconds,
             pairs=build_pair_source(config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle),
+            fail_fast=config.pipeline.fail_fast,
         )
 
         def stop() -> None:
@@ -309,7 +312,7 @@ class TrainingRun:
         self._events.record("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:
-        counts = await roles.store.counts()
+        counts = (await roles.store.counts()).check()
         lines = [json.loads(line) for line in self._folder.metrics.read_text().splitlines()]
         usages = [
             usage
@@ -322,7 +325,8 @@ class TrainingRun:
             memory[role] = memory.get(role, 0.0) + usage.peak_memory_mib
         totals = RunTotals(
             pairs=counts[PairState.TRAINED],
-            labels=sum(counts[s] for s in (PairState.LABELED, PairState.TRAINED)),
+            labels=counts.labels,
+            ended={state.value: counts[state] for state in ENDED},
             steps=finished,
             wall_seconds=time.monotonic() - self._started,
             training_seconds=self._training_seconds,

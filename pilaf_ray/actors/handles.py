@@ -14,11 +14,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from pilaf_ray.errors import PilafError
 from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
     PairPlan,
-    PairState,
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
@@ -220,6 +220,9 @@ class StoreHandle:
     async def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
         await self._ask("add_labels", list(labels), list(references))
 
+    async def reject(self, pair_id: str, reason: str) -> None:
+        await self._ask("reject", pair_id, reason)
+
     async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         await self._ask("mark_trained", step, list(pair_ids))
 
@@ -232,8 +235,8 @@ class StoreHandle:
         count: int = await self._ask("reset_after", version)
         return count
 
-    async def counts(self) -> dict[PairState, int]:
-        counts: dict[PairState, int] = await self._ask("counts")
+    async def counts(self) -> LedgerCounts:
+        counts: LedgerCounts = await self._ask("counts")
         return counts
 
     async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:

@@ -120,9 +120,9 @@ class RoleLauncher:
         await self._ready("policy learner", actors, full, publisher)
         return LearnerGroup(actors, call_seconds=self._call_seconds)
 
-    async def store(self, url: str) -> StoreHandle:
+    async def store(self, url: str, namespace: str | None = None) -> StoreHandle:
         """Start the ledger's single writer."""
-        actor = StoreActor.options(num_cpus=0, max_restarts=0).remote("store", self._logs, url)
+        actor = StoreActor.options(num_cpus=0, max_restarts=0).remote("store", self._logs, url, namespace)
         await self._ready("preference store", [actor])
         return StoreHandle(actor, call_seconds=self._call_seconds)
 

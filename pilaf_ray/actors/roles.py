@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
     PairPlan,
-    PairState,
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
@@ -155,11 +155,11 @@ class _Learner:
 class _Store:
     """Wraps :class:`pilaf_ray.store.ledger.PreferenceLedger`, the single writer of the ledger."""
 
-    def __init__(self, name: str, logs: str, url: str) -> None:
+    def __init__(self, name: str, logs: str, url: str, namespace: str | None) -> None:
         setup_logging(name, Path(logs))
         from pilaf_ray.store.ledger import PreferenceLedger
 
-        self._ledger = PreferenceLedger(url)
+        self._ledger = PreferenceLedger(url, namespace=namespace)
 
     def start(self) -> None:
         """Answers once the ledger is open."""
@@ -173,6 +173,9 @@ class _Store:
     def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
         self._ledger.add_labels(labels, references)
 
+    def reject(self, pair_id: str, reason: str) -> None:
+        self._ledger.reject(pair_id, reason)
+
     def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         self._ledger.mark_trained(step, pair_ids)
 
@@ -182,7 +185,7 @@ class _Store:
     def reset_after(self, version: int) -> int:
         return self._ledger.reset_after(version)
 
-    def counts(self) -> dict[PairState, int]:
+    def counts(self) -> LedgerCounts:
         return self._ledger.counts()
 
     def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:

@@ -178,6 +178,8 @@ class PipelineSection(Section):
     """No trained pair is older, in policy versions; 0 is synchronous training."""
     label_batch_pairs: int = Field(default=4, ge=1)
     """Pairs that go to the oracle and the reference at once."""
+    fail_fast: bool = False
+    """A pair that the generator refuses, or answers without a token, ends the run; else it is rejected and replaced."""
     call_seconds: float = Field(default=600.0, gt=0)
     """Deadline of a call to any role."""
 

@@ -10,14 +10,14 @@ from sqlalchemy import ColumnElement, create_engine, event, func, select
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
-from pilaf_ray.store import codec
-from pilaf_ray.store.tables import PairRow
+from pilaf_ray.store import codec, queries
+from pilaf_ray.store.tables import LabelRow, PairRow, PlanRow
 from pilaf_ray.types import PairPlan, PairState, PreferenceLabel, ReferenceLogprobs, SampledResponse
 
 PAGE = 50
 WINDOW = 20_000
 PARSED_WINDOW = 1_000
-"""The same where each row's JSON must be parsed to know whether it matches."""
+"""The same where each row's text must be read to know whether it matches."""
 SEARCH_SECONDS = 0.12
 
 
@@ -159,28 +159,33 @@ class LedgerReader:
         if not self.exists:
             return None
         with Session(self._engine) as session:
-            row = session.get(PairRow, pair_id)
+            row = session.execute(queries.CONTENTS.where(PairRow.pair_id == pair_id)).one_or_none()
             if row is None:
                 return None
+            labeled = row.label_sequence is not None
             return PairDetail(
                 plan=codec.decode(PairPlan, row.plan),
                 state=row.state,
                 a=codec.decode(SampledResponse, row.response_a) if row.response_a else None,
                 b=codec.decode(SampledResponse, row.response_b) if row.response_b else None,
-                label=codec.decode(PreferenceLabel, row.label) if row.label else None,
-                reference=codec.decode(ReferenceLogprobs, row.reference) if row.reference else None,
+                label=codec.decode_label(row) if labeled else None,
+                reference=codec.decode_reference(row) if labeled else None,
                 trained_step=row.trained_step,
                 reason=row.reason,
+                times={state.value: when / 1000 for state, when in queries.times(row).items()},
             )
 
 
 def _columns() -> Any:
     """What the list shows, the long texts left in the file."""
-    prompt = func.substr(func.json_extract(PairRow.plan, "$.prompt.text"), 1, 160).label("prompt")
-    probability = func.json_extract(PairRow.label, "$.probability").label("probability")
-    return select(
-        PairRow.pair_id, PairRow.plan_index, PairRow.state, PairRow.branch, PairRow.label_source,
-        PairRow.trained_step, PairRow.min_version, prompt, probability,
+    return (
+        select(
+            PairRow.pair_id, PairRow.plan_index, PairRow.state, PairRow.branch, LabelRow.source,
+            PairRow.trained_step, PairRow.min_version, func.substr(PlanRow.prompt, 1, 160).label("prompt"),
+            LabelRow.probability,
+        )
+        .join(PlanRow, PlanRow.plan_index == PairRow.plan_index)
+        .outerjoin(LabelRow, LabelRow.sequence == PairRow.label_sequence)
     )  # fmt: skip
 
 
@@ -191,13 +196,13 @@ def _conditions(wanted: PairFilter) -> list[ColumnElement[bool]]:
     if wanted.branch:
         conditions.append(PairRow.branch == wanted.branch)
     if wanted.source:
-        conditions.append(PairRow.label_source == wanted.source)
+        conditions.append(LabelRow.source == wanted.source)
     if wanted.min_age is not None:
         conditions.append(PairRow.trained_step - 1 - PairRow.min_version >= wanted.min_age)
     if wanted.tie:
-        conditions.append(func.json_extract(PairRow.label, "$.probability").between(0.25, 0.75))
+        conditions.append(LabelRow.probability.between(0.25, 0.75))
     if wanted.text:
-        conditions.append(func.json_extract(PairRow.plan, "$.prompt.text").contains(wanted.text, autoescape=True))
+        conditions.append(PlanRow.prompt.contains(wanted.text, autoescape=True))
     return conditions
 
 
@@ -208,7 +213,7 @@ def _summaries(rows: Sequence[Row[Any]]) -> list[PairSummary]:
             index=row.plan_index,
             state=row.state,
             branch=row.branch,
-            source=row.label_source or "",
+            source=row.source or "",
             prompt=row.prompt or "",
             probability=row.probability,
             age=None if row.trained_step is None or row.min_version is None else row.trained_step - 1 - row.min_version,

@@ -42,6 +42,8 @@ class RunTotals:
     peak_memory_mib: dict[str, float]
     seconds: dict[str, float]
     """Where the time went: the run's phases, and ``learner …`` within training."""
+    ended: dict[str, int] = field(default_factory=dict)
+    """Pairs that ended untrained, by how: abstained, rejected, expired."""
 
 
 def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTotals, *, beta: float) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTota
         "objective_after": mean(after.rewards) - beta * mean(after.kls),
         "pairs": totals.pairs,
         "labels": totals.labels,
+        "ended": totals.ended,
         "steps": totals.steps,
         "wall_seconds": totals.wall_seconds,
         "training_seconds": totals.training_seconds,

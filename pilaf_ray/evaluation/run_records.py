@@ -10,7 +10,7 @@ from typing import Any
 
 from pilaf_ray.errors import RunFolderError
 from pilaf_ray.evaluation.report import EvaluationResult
-from pilaf_ray.types import LabeledPair, PairState
+from pilaf_ray.types import LabeledPair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +94,13 @@ def _read_pairs(ledger: Path, count: int) -> list[LabeledPair]:
     """``count`` trained pairs, evenly spread over the run."""
     if not count or not ledger.is_file():
         return []
-    from sqlalchemy import create_engine, select
-    from sqlalchemy.orm import Session
+    from pilaf_ray.store.reading import LedgerReader
 
-    from pilaf_ray.store import codec
-    from pilaf_ray.store.tables import PairRow
-
-    engine = create_engine(f"sqlite:///{ledger.resolve()}")
-    with Session(engine) as session:
-        trained = PairRow.state == PairState.TRAINED
-        names = list(session.scalars(select(PairRow.pair_id).where(trained).order_by(PairRow.plan_index)))
-        wanted = [names[len(names) * k // count] for k in range(min(count, len(names)))]
-        rows = session.scalars(select(PairRow).where(PairRow.pair_id.in_(wanted)).order_by(PairRow.plan_index))
-        pairs = [codec.decode_labeled(row) for row in rows]
-    engine.dispose()
-    return pairs
+    reader = LedgerReader(f"sqlite:///{ledger.resolve()}")
+    try:
+        return reader.trained_sample(count)
+    finally:
+        reader.close()
 
 
 def config_differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:

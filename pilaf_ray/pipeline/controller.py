@@ -3,8 +3,8 @@
      plan loop ──▶ one task a pair ──▶ label loop ──▶ ready (heap by plan index) ──▶ learner loop
         ▲          generates a and b    oracle and                                      │
         │                               reference, side by side                         │ pushed version
-        │                                   │ abstained                                 ▼
-        └──────────── staleness gate ◀──────┴────────────── slots ◀──────────────── sync loop
+        │       refused │                   │ abstained                                 ▼
+        └─ staleness gate ◀─┴───────────────┴────────────── slots ◀──────────────── sync loop
 
 The controller holds no model, no Ray and no torch. Everything that must survive is in
 the store before the next loop sees it.
@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pilaf_ray.errors import OracleError
+from pilaf_ray.errors import OracleError, PromptError
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
 from pilaf_ray.pipeline.ports import (
@@ -35,8 +35,8 @@ from pilaf_ray.types import LabeledPair, PairPlan, PreferenceLabel, ResponsePair
 
 logger = logging.getLogger(__name__)
 
-MAX_ABSTENTIONS_IN_A_ROW = 256
-"""More than chance explains for any oracle that is worth asking."""
+MAX_ENDED_IN_A_ROW = 256
+"""Abstentions, or refusals: more than chance explains for any oracle or prompts that are worth having."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +97,7 @@ class Controller:
             goes on meanwhile, but serves nothing newer until the call returns.
         max_seconds: stop after the step under way when this much time has passed.
         pairs: makes pairs of plans; both sides as planned when left out.
+        fail_fast: a pair that cannot be sampled ends the run; otherwise it is rejected, counted and replaced.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Controller:
         after_sync: Callable[[int], Awaitable[None]],
         unfinished: UnfinishedWork | None = None,
         max_seconds: float | None = None,
+        fail_fast: bool = False,
         clock: Callable[[], float] = time.monotonic,
         pairs: PairSource | None = None,
     ) -> None:
@@ -132,7 +134,9 @@ class Controller:
         self._clock = clock
         self._deadline = None if max_seconds is None else clock() + max_seconds
         self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=batch_pairs)
+        self._fail_fast = fail_fast
         self._abstained_in_a_row = 0
+        self._refused_in_a_row = 0
         self._sampled: asyncio.Queue[ResponsePair] = asyncio.Queue()
         self._ready: list[tuple[int, LabeledPair]] = []
         self._open: list[int] = []
@@ -180,7 +184,7 @@ class Controller:
         """Consumes plan indices and the unfinished work of an earlier attempt.
 
         Produces responses. Waits for a slot of the gate; unblocked by the learner loop
-        (slots of trained pairs) and the label loop (slots of abstained pairs).
+        (slots of trained pairs), the label loop (slots of abstained pairs) and refused pairs.
         """
         async with asyncio.TaskGroup() as sampling:
             self._resume()
@@ -227,8 +231,38 @@ class Controller:
             heapq.heappush(self._open, plan.index)
 
     async def _sample(self, plan: PairPlan) -> None:
-        """Let the sampler make a pair of the plan, and hand it on."""
-        self._sampled.put_nowait(await self._pairs.draw(plan))
+        """Let the sampler make a pair of the plan, and hand it on; one that cannot be had is refused."""
+        try:
+            pair = await self._pairs.draw(plan)
+            for side, response in (("a", pair.a), ("b", pair.b)):
+                # The end of a response is a token too, so an answer that says nothing still has one.
+                if not response.token_ids:
+                    raise PromptError(f"side {side} came back without a token")
+        except PromptError as error:
+            await self._refuse(plan, error)
+        else:
+            self._refused_in_a_row = 0
+            self._sampled.put_nowait(pair)
+
+    async def _refuse(self, plan: PairPlan, error: PromptError) -> None:
+        """REJECTED with its reason, and replaced; too many in a row mean that the prompts are at fault."""
+        self._refused_in_a_row += 1
+        if self._fail_fast or self._refused_in_a_row >= MAX_ENDED_IN_A_ROW:
+            raise PromptError(
+                f"pair {plan.pair_id} of prompt {plan.prompt.prompt_id} cannot be sampled, the "
+                f"{self._refused_in_a_row}. in a row: {error}; mend the prompts, then continue with --resume"
+            ) from error
+        logger.warning("pair %s is rejected: %s", plan.pair_id, error)
+        await self._ports.store.reject(plan.pair_id, str(error))
+        self._end(plan)
+        self._changed.set()
+
+    def _end(self, plan: PairPlan) -> None:
+        """The pair leaves the order; one planned later, under newer weights, replaces it."""
+        self._open.remove(plan.index)
+        heapq.heapify(self._open)
+        self._to_plan += 1
+        self.gate.release(1)
 
     async def _label_loop(self) -> None:
         """Consumes sampled pairs in small batches; produces labelled pairs.
@@ -251,11 +285,7 @@ class Controller:
         for pair, label, reference in zip(pairs, labels, references, strict=True):
             if label.is_abstention:
                 self._count_abstention(label)
-                # The pair leaves the order; one planned later, under newer weights, replaces it.
-                self._open.remove(pair.plan.index)
-                heapq.heapify(self._open)
-                self._to_plan += 1
-                self.gate.release(1)
+                self._end(pair.plan)
             else:
                 self._abstained_in_a_row = 0
                 item = LabeledPair(pair=pair, label=label, reference=reference)
@@ -265,7 +295,7 @@ class Controller:
     def _count_abstention(self, label: PreferenceLabel) -> None:
         """An oracle that never answers would have pairs replaced without end."""
         self._abstained_in_a_row += 1
-        if self._abstained_in_a_row >= MAX_ABSTENTIONS_IN_A_ROW:
+        if self._abstained_in_a_row >= MAX_ENDED_IN_A_ROW:
             raise OracleError(
                 f"the oracle abstained from {self._abstained_in_a_row} pairs in a row, the last time because: "
                 f"{label.reason or 'no reason given'}; look at the oracle, then continue with --resume"

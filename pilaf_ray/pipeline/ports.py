@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
     PairPlan,
-    PairState,
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
@@ -133,6 +133,10 @@ class StorePort(Protocol):
         """SAMPLED → LABELED, or → ABSTAINED where the oracle declined."""
         ...
 
+    async def reject(self, pair_id: str, reason: str) -> None:
+        """PLANNED, SAMPLED or LABELED → REJECTED: the pair cannot be worked on."""
+        ...
+
     async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         """LABELED → TRAINED(step)."""
         ...
@@ -141,8 +145,8 @@ class StorePort(Protocol):
         """TRAINED after ``step`` → LABELED; returns how many pairs that were."""
         ...
 
-    async def counts(self) -> dict[PairState, int]:
-        """Number of pairs in each state."""
+    async def counts(self) -> LedgerCounts:
+        """How many pairs are where."""
         ...
 
     async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:

@@ -1,10 +1,13 @@
-"""Typed messages to and from the ledger's JSON columns."""
+"""Messages to and from the ledger's binary columns, as MessagePack.
+
+Half the size of JSON and several times faster, and floats come back bit for bit. Any message of
+:mod:`pilaf_ray.types` goes through; a field that is added later needs a default.
+"""
 
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+import msgspec
 
-from pilaf_ray.store.tables import PairRow
 from pilaf_ray.types import (
     LabeledPair,
     PairDraw,
@@ -17,26 +20,18 @@ from pilaf_ray.types import (
 
 T = TypeVar("T")
 
-
-_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (PairDraw, PairPlan, PreferenceLabel, ReferenceLogprobs, SampledResponse)
-}
+encode = msgspec.msgpack.Encoder().encode
+"""Bytes of a message."""
 
 
-def encode(message: Any) -> str:
-    """JSON text of a message of :mod:`pilaf_ray.types`."""
-    return _ADAPTERS[type(message)].dump_json(message).decode()
-
-
-def decode(kind: type[T], text: str | None) -> T:
+def decode(kind: type[T], data: bytes | None) -> T:
     """The message that :func:`encode` wrote."""
-    assert text is not None, f"the ledger holds no {kind.__name__} here"
-    message: T = _ADAPTERS[kind].validate_json(text)
-    return message
+    assert data is not None, f"the ledger holds no {kind.__name__} here"
+    return msgspec.msgpack.decode(data, type=kind)
 
 
-def decode_pair(row: PairRow) -> ResponsePair:
-    """A sampled pair."""
+def decode_pair(row: Any) -> ResponsePair:
+    """A sampled pair, from a row with the columns of ``plans`` and ``responses``."""
     return ResponsePair(
         plan=decode(PairPlan, row.plan),
         a=decode(SampledResponse, row.response_a),
@@ -45,10 +40,23 @@ def decode_pair(row: PairRow) -> ResponsePair:
     )
 
 
-def decode_labeled(row: PairRow) -> LabeledPair:
-    """A labelled pair."""
-    return LabeledPair(
-        pair=decode_pair(row),
-        label=decode(PreferenceLabel, row.label),
-        reference=decode(ReferenceLogprobs, row.reference),
+def decode_label(row: Any) -> PreferenceLabel:
+    """The label that a pair carries, from a row of :data:`pilaf_ray.store.queries.CONTENTS`."""
+    return PreferenceLabel(
+        pair_id=row.pair_id,
+        probability=row.probability,
+        source=row.source,
+        reward_a=row.reward_a,
+        reward_b=row.reward_b,
+        reason=row.label_reason,
     )
+
+
+def decode_reference(row: Any) -> ReferenceLogprobs:
+    """log π_ref of a labelled pair's sides, from a row of ``pairs``."""
+    return ReferenceLogprobs(pair_id=row.pair_id, a=row.reference_a, b=row.reference_b)
+
+
+def decode_labeled(row: Any) -> LabeledPair:
+    """A labelled pair, from a row of :data:`pilaf_ray.store.queries.CONTENTS`."""
+    return LabeledPair(pair=decode_pair(row), label=decode_label(row), reference=decode_reference(row))

@@ -1,191 +1,235 @@
 """The durable ledger of every pair, from plan to trained.
 
     PLANNED ──▶ SAMPLED ──▶ LABELED ──▶ TRAINED(step)
-                        └─▶ ABSTAINED
+       │          │ ├─▶ ABSTAINED │
+       │          │ └─▶ EXPIRED(reason): nobody answered in time
+       └──────────┴───────────────┴─▶ REJECTED(reason): it cannot be worked on, or was thrown out
 
 Each method is one transaction. A repeat of an arrow that was already taken changes
 nothing, so callers may retry; an arrow from any other state raises LedgerError.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from sqlalchemy import create_engine, event, func, select, update
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, update
 
 from pilaf_ray.errors import LedgerError
-from pilaf_ray.store import codec
-from pilaf_ray.store.tables import Base, PairRow
-from pilaf_ray.types import (
-    LabeledPair,
-    PairPlan,
-    PairState,
-    PreferenceLabel,
-    ReferenceLogprobs,
-    ResponsePair,
-)
+from pilaf_ray.store import codec, queries
+from pilaf_ray.store.database import LedgerDatabase
+from pilaf_ray.store.labels import LabelLog
+from pilaf_ray.store.leases import LeaseBook
+from pilaf_ray.store.queries import CONTENTS
+from pilaf_ray.store.records import HUMAN, LabelKind, LedgerCounts
+from pilaf_ray.store.tables import labels, pairs, plans, responses
+from pilaf_ray.types import LabeledPair, PairPlan, PairState, PreferenceLabel, ReferenceLogprobs, ResponsePair
 
-_HUMAN = "human"
 # An arrow was taken before if the pair stands at or beyond its target.
 _PASSED = {
-    PairState.SAMPLED: {PairState.SAMPLED, PairState.LABELED, PairState.TRAINED, PairState.ABSTAINED},
+    PairState.SAMPLED: {
+        PairState.SAMPLED,
+        PairState.LABELED,
+        PairState.TRAINED,
+        PairState.ABSTAINED,
+        PairState.EXPIRED,
+    },
     PairState.LABELED: {PairState.LABELED, PairState.TRAINED},
     PairState.TRAINED: {PairState.TRAINED},
     PairState.ABSTAINED: {PairState.ABSTAINED},
+    PairState.REJECTED: {PairState.REJECTED},
+    PairState.EXPIRED: {PairState.EXPIRED},
 }
+# What a pair loses with its responses.
+_FORGOTTEN = (
+    *("min_version", "max_version", "label_sequence", "reference_a", "reference_b"),
+    *("reason", "sampled_at", "labeled_at", "ended_at"),
+)
+_OPEN = (PairState.PLANNED, PairState.SAMPLED, PairState.LABELED)
 
-
-def _durable(engine: Engine) -> None:
-    """SQLite: readers beside the writer, and every commit on disk before it returns."""
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: object, _record: object) -> None:
-        cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.close()
+_move = update(pairs).where(pairs.c.plan_index == bindparam("at"))
 
 
 class PreferenceLedger:
-    """The single writer of one run's ledger; ``url`` is a SQLAlchemy URL."""
+    """The single writer of one run's ledger.
 
-    def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            _durable(self._engine)
-        Base.metadata.create_all(self._engine)
+    Args:
+        url: SQLAlchemy URL; see :class:`pilaf_ray.store.database.LedgerDatabase`.
+        namespace: of this run, where runs share a database.
+        clock: seconds since 1970.
+    """
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Session]:
-        """All or nothing; a database that cannot write is one clear line."""
-        try:
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except OperationalError as error:
-            raise LedgerError(
-                f"the ledger {self._engine.url} cannot be written ({error.orig}); is the disk full? Nothing that was "
-                "acknowledged is lost: mend it and continue with --resume"
-            ) from error
+    def __init__(self, url: str, *, namespace: str | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._database = LedgerDatabase(url, namespace=namespace, clock=clock)
+        self.labels = LabelLog(self._database)
+        """Every label event, also those that came too late."""
+        self.leases = LeaseBook(self._database)
+        """Pairs in the hands of people."""
 
     def close(self) -> None:
         """Release the database."""
-        self._engine.dispose()
+        self._database.close()
 
-    def add_plans(self, plans: Sequence[PairPlan]) -> None:
+    def add_plans(self, new: Sequence[PairPlan]) -> None:
         """Record new pairs as PLANNED."""
-        with self._transaction() as session:
-            known = self._rows(session, [plan.pair_id for plan in plans])
-            for plan in plans:
-                if plan.pair_id not in known:
-                    session.add(
-                        PairRow(
-                            pair_id=plan.pair_id,
-                            plan_index=plan.index,
-                            state=PairState.PLANNED,
-                            branch=plan.branch,
-                            plan=codec.encode(plan),
-                        )
-                    )
+        now = self._database.now()
+        with self._database.writing() as connection:
+            known = queries.standing(connection, [plan.pair_id for plan in new])
+            fresh = {plan.pair_id: plan for plan in new if plan.pair_id not in known}
+            if not fresh:
+                return
+            connection.execute(
+                insert(pairs).values(state=PairState.PLANNED.value, sampling=0, planned_at=now),
+                [
+                    {"plan_index": plan.index, "pair_id": pair_id, "branch": plan.branch}
+                    for pair_id, plan in fresh.items()
+                ],
+            )
+            connection.execute(
+                insert(plans),
+                [
+                    {"plan_index": plan.index, "prompt": plan.prompt.text, "plan": codec.encode(plan)}
+                    for plan in fresh.values()
+                ],
+            )
 
-    def add_responses(self, pairs: Sequence[ResponsePair]) -> None:
+    def add_responses(self, sampled: Sequence[ResponsePair]) -> None:
         """PLANNED → SAMPLED."""
-        with self._transaction() as session:
-            rows = self._rows(session, [pair.plan.pair_id for pair in pairs])
-            for pair in pairs:
-                row = rows.get(pair.plan.pair_id)
-                if self._may_move(row, pair.plan.pair_id, PairState.PLANNED, PairState.SAMPLED):
-                    assert row is not None
-                    row.state = PairState.SAMPLED
-                    row.response_a, row.response_b = codec.encode(pair.a), codec.encode(pair.b)
-                    row.branch = pair.branch
-                    row.draw = None if pair.draw is None else codec.encode(pair.draw)
-                    row.min_version = pair.min_policy_version
-                    row.max_version = max(pair.a.max_policy_version, pair.b.max_policy_version)
+        now = self._database.now()
+        with self._database.writing() as connection:
+            by_id = {pair.plan.pair_id: pair for pair in sampled}
+            rows = self._movable(connection, list(by_id), PairState.PLANNED, PairState.SAMPLED)
+            if not rows:
+                return
+            moving = [(row.plan_index, by_id[pair_id]) for pair_id, row in rows.items()]
+            connection.execute(insert(responses), [_contents(index, pair) for index, pair in moving])
+            connection.execute(
+                _move.values(state=PairState.SAMPLED.value, sampled_at=now),
+                [
+                    {
+                        "at": index,
+                        "branch": pair.branch,
+                        "min_version": pair.min_policy_version,
+                        "max_version": max(pair.a.max_policy_version, pair.b.max_policy_version),
+                    }
+                    for index, pair in moving
+                ],
+            )
 
-    def add_labels(self, labels: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
-        """SAMPLED → LABELED, or → ABSTAINED where the oracle declined."""
-        with self._transaction() as session:
-            rows = self._rows(session, [label.pair_id for label in labels])
-            for label, reference in zip(labels, references, strict=True):
-                row = rows.get(label.pair_id)
-                target = PairState.ABSTAINED if label.is_abstention else PairState.LABELED
-                if self._may_move(row, label.pair_id, PairState.SAMPLED, target):
-                    assert row is not None
-                    row.state, row.reason = target, label.reason
-                    row.label, row.label_source = codec.encode(label), label.source
-                    row.reference = codec.encode(reference)
+    def add_labels(self, given: Sequence[PreferenceLabel], references: Sequence[ReferenceLogprobs]) -> None:
+        """SAMPLED → LABELED, or → ABSTAINED where the oracle declined; each label is an event of the log."""
+        now = self._database.now()
+        scored = dict(zip((label.pair_id for label in given), zip(given, references, strict=True), strict=True))
+        with self._database.writing() as connection:
+            for target in (PairState.LABELED, PairState.ABSTAINED):
+                wanted = target is PairState.ABSTAINED
+                names = [name for name, (label, _) in scored.items() if label.is_abstention is wanted]
+                moving = self._movable(connection, names, PairState.SAMPLED, target)
+                if not moving:
+                    continue
+                events = self.labels.append(
+                    connection,
+                    [_verdict(scored[pair_id][0], row, now) for pair_id, row in moving.items()],
+                )
+                time_of = "ended_at" if wanted else "labeled_at"
+                connection.execute(
+                    _move.values({"state": target.value, time_of: now}),
+                    [
+                        {
+                            "at": row.plan_index,
+                            "label_sequence": sequence,
+                            "reference_a": scored[pair_id][1].a,
+                            "reference_b": scored[pair_id][1].b,
+                            "reason": scored[pair_id][0].reason,
+                        }
+                        for (pair_id, row), sequence in zip(moving.items(), events, strict=True)
+                    ],
+                )
+                self.leases.void(connection, [row.plan_index for row in moving.values()], now)
 
     def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         """LABELED → TRAINED(step)."""
-        with self._transaction() as session:
-            rows = self._rows(session, pair_ids)
-            for pair_id in pair_ids:
-                row = rows.get(pair_id)
-                if self._may_move(row, pair_id, PairState.LABELED, PairState.TRAINED):
-                    assert row is not None
-                    row.state, row.trained_step = PairState.TRAINED, step
-                elif row is not None and row.trained_step not in (step, None):
+        now = self._database.now()
+        with self._database.writing() as connection:
+            found = queries.standing(connection, pair_ids)
+            for pair_id, row in found.items():
+                if row.trained_step not in (step, None):
                     raise LedgerError(f"pair {pair_id} was already trained on at step {row.trained_step}, not {step}")
+            moving = self._movable(connection, pair_ids, PairState.LABELED, PairState.TRAINED, found=found)
+            if moving:
+                connection.execute(
+                    _move.values(state=PairState.TRAINED.value, trained_step=step, trained_at=now),
+                    [{"at": row.plan_index} for row in moving.values()],
+                )
+
+    def reject(self, pair_id: str, reason: str) -> None:
+        """PLANNED, SAMPLED or LABELED → REJECTED: it cannot be worked on, or somebody threw it out."""
+        self._end(pair_id, PairState.REJECTED, _OPEN, reason)
+
+    def expire(self, pair_id: str, reason: str) -> None:
+        """SAMPLED → EXPIRED: no label came in time."""
+        self._end(pair_id, PairState.EXPIRED, (PairState.SAMPLED,), reason)
 
     def roll_back(self, step: int) -> int:
         """TRAINED after ``step`` → LABELED; returns how many pairs that were."""
-        with self._transaction() as session:
-            result = session.execute(
-                update(PairRow)
-                .where(PairRow.state == PairState.TRAINED, PairRow.trained_step > step)
-                .values(state=PairState.LABELED, trained_step=None)
-            )
-            return int(result.rowcount)  # type: ignore[attr-defined]
+        with self._database.writing() as connection:
+            return self._untrain(connection, step)
 
     def reset_after(self, version: int) -> int:
         """Prepare a resumption from the checkpoint of step ``version``.
 
         Pairs trained after it become LABELED. Pairs whose responses were sampled under
         newer weights become PLANNED again, because those weights are gone and the same
-        seeds will redo them; labels given by people are kept, and so are their pairs.
-        Returns how many pairs went back to PLANNED.
+        seeds will redo them; where people have answered, the pair and their labels are
+        kept. Pairs that were rejected or have expired stay so. The label log keeps what was
+        said of responses that are gone. Returns how many pairs went back to PLANNED.
         """
-        self.roll_back(version)
-        with self._transaction() as session:
-            result = session.execute(
-                update(PairRow)
-                .where(
-                    PairRow.max_version > version,
-                    PairRow.state.in_([PairState.SAMPLED, PairState.LABELED, PairState.ABSTAINED]),
-                    func.coalesce(PairRow.label_source, "") != _HUMAN,
-                )
-                .values(
-                    state=PairState.PLANNED,
-                    response_a=None,
-                    response_b=None,
-                    draw=None,
-                    min_version=None,
-                    max_version=None,
-                    label=None,
-                    label_source=None,
-                    reference=None,
-                    reason=None,
+        now = self._database.now()
+        by_people = exists().where(
+            labels.c.plan_index == pairs.c.plan_index,
+            labels.c.sampling == pairs.c.sampling,
+            or_(labels.c.source == HUMAN, labels.c.annotator.is_not(None)),
+        )
+        with self._database.writing() as connection:
+            self._untrain(connection, version)
+            gone = list(
+                connection.scalars(
+                    select(pairs.c.plan_index).where(
+                        pairs.c.max_version > version,
+                        pairs.c.state.in_([PairState.SAMPLED, PairState.LABELED, PairState.ABSTAINED]),
+                        ~by_people,
+                    )
                 )
             )
-            return int(result.rowcount)  # type: ignore[attr-defined]
+            for part in queries.chunks(gone):
+                connection.execute(delete(responses).where(responses.c.plan_index.in_(part)))
+                connection.execute(
+                    update(pairs)
+                    .where(pairs.c.plan_index.in_(part))
+                    .values(
+                        {
+                            **dict.fromkeys(_FORGOTTEN),
+                            "state": PairState.PLANNED.value,
+                            "sampling": pairs.c.sampling + 1,
+                        }
+                    )
+                )
+                self.leases.void(connection, part, now)
+            return len(gone)
 
-    def counts(self) -> dict[PairState, int]:
-        """Number of pairs in each state, zeros included."""
-        with Session(self._engine) as session:
-            found = session.execute(select(PairRow.state, func.count()).group_by(PairRow.state)).all()
-        return dict.fromkeys(PairState, 0) | {PairState(state): count for state, count in found}
+    def counts(self) -> LedgerCounts:
+        """How many pairs are where."""
+        with self._database.reading() as connection:
+            return queries.counts(connection)
 
     def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
-        """PLANNED, SAMPLED and LABELED pairs, each in order of plan index."""
+        """PLANNED, SAMPLED and LABELED pairs, each in order of plan index; finished ones are not read."""
         planned: list[PairPlan] = []
         sampled: list[ResponsePair] = []
         labeled: list[LabeledPair] = []
-        open_states = [PairState.PLANNED, PairState.SAMPLED, PairState.LABELED]
-        query = select(PairRow).where(PairRow.state.in_(open_states)).order_by(PairRow.plan_index)
-        with Session(self._engine) as session:
-            for row in session.scalars(query):
+        query = CONTENTS.where(pairs.c.state.in_(_OPEN)).order_by(pairs.c.plan_index)
+        with self._database.reading() as connection:
+            for row in connection.execute(query):
                 match row.state:
                     case PairState.PLANNED:
                         planned.append(codec.decode(PairPlan, row.plan))
@@ -197,22 +241,78 @@ class PreferenceLedger:
 
     def next_plan_index(self) -> int:
         """The index that the next new plan gets."""
-        with Session(self._engine) as session:
-            last = session.scalar(select(func.max(PairRow.plan_index)))
-        return 0 if last is None else int(last) + 1
+        with self._database.reading() as connection:
+            return queries.next_plan_index(connection)
+
+    def _end(self, pair_id: str, target: PairState, sources: Sequence[PairState], reason: str) -> None:
+        now = self._database.now()
+        with self._database.writing() as connection:
+            found = queries.standing(connection, [pair_id])
+            row = found.get(pair_id)
+            source = PairState(row.state) if row is not None and row.state in sources else sources[-1]
+            if self._movable(connection, [pair_id], source, target, found=found):
+                assert row is not None
+                values = {"state": target.value, "reason": reason, "ended_at": now}
+                connection.execute(_move.values(values), [{"at": row.plan_index}])
+                self.leases.void(connection, [row.plan_index], now)
 
     @staticmethod
-    def _rows(session: Session, pair_ids: Sequence[str]) -> dict[str, PairRow]:
-        query = select(PairRow).where(PairRow.pair_id.in_(pair_ids))
-        return {row.pair_id: row for row in session.scalars(query)}
+    def _untrain(connection: Connection, step: int) -> int:
+        result = connection.execute(
+            update(pairs)
+            .where(pairs.c.trained_step > step)
+            .values(state=PairState.LABELED.value, trained_step=None, trained_at=None)
+        )
+        return int(result.rowcount)
 
     @staticmethod
-    def _may_move(row: PairRow | None, pair_id: str, source: PairState, target: PairState) -> bool:
-        """True to take the arrow, False where it was taken before; raises otherwise."""
-        if row is None:
-            raise LedgerError(f"pair {pair_id} is not in the ledger, so it cannot become {target}")
-        if row.state == source:
-            return True
-        if row.state in _PASSED[target]:
-            return False
-        raise LedgerError(f"pair {pair_id} is {row.state}; only a {source} pair can become {target}")
+    def _movable(
+        connection: Connection,
+        pair_ids: Sequence[str],
+        source: PairState,
+        target: PairState,
+        *,
+        found: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The rows that take the arrow, by pair; those that took it before are left out, others raise."""
+        if found is None:
+            found = queries.standing(connection, pair_ids)
+        moving: dict[str, Any] = {}
+        for pair_id in pair_ids:
+            row = found.get(pair_id)
+            if row is None:
+                raise LedgerError(f"pair {pair_id} is not in the ledger, so it cannot become {target}")
+            if row.state == source:
+                moving[pair_id] = row
+            elif row.state not in _PASSED[target]:
+                raise LedgerError(f"pair {pair_id} is {row.state}; only a {source} pair can become {target}")
+        return moving
+
+
+def _contents(plan_index: int, pair: ResponsePair) -> dict[str, Any]:
+    """The row of a pair's responses."""
+    return {
+        "plan_index": plan_index,
+        "response_a": codec.encode(pair.a),
+        "response_b": codec.encode(pair.b),
+        "draw": None if pair.draw is None else codec.encode(pair.draw),
+    }
+
+
+def _verdict(label: PreferenceLabel, row: Any, now: int) -> dict[str, Any]:
+    """The event of the label that a pair carries from now on."""
+    return {
+        "key": f"{label.pair_id}/{row.sampling}",
+        "plan_index": row.plan_index,
+        "sampling": row.sampling,
+        "kind": LabelKind.VERDICT.value,
+        "source": label.source,
+        "annotator": None,
+        "probability": label.probability,
+        "reason": label.reason,
+        "reward_a": label.reward_a,
+        "reward_b": label.reward_b,
+        "withdraws": None,
+        "late": False,
+        "created_at": now,
+    }

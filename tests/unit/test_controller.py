@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from pairs import label, pair, plan, response
 
-from pilaf_ray.errors import OracleError, WeightSyncError
+from pilaf_ray.errors import OracleError, PromptError, WeightSyncError
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.pair_sampling import CandidatePairs, ImplicitRewardScorer, PairSource
 from pilaf_ray.sampling.candidates import choose_best_against_worst
+from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
@@ -30,13 +31,23 @@ from pilaf_ray.types import (
 class World:
     """All roles at once. Each call yields to the loop a seeded, random number of times."""
 
-    def __init__(self, *, seed: int = 0, abstain: frozenset[int] = frozenset(), fail_at: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        abstain: frozenset[int] = frozenset(),
+        refuse: frozenset[int] = frozenset(),
+        silent: frozenset[int] = frozenset(),
+        fail_at: int | None = None,
+    ) -> None:
         self.random = random.Random(seed)
         self.version = 0
         self.trained: list[list[int]] = []
         self.events: list[str] = []
         self.states: dict[str, PairState] = {}
         self.abstain = abstain
+        self.refuse, self.silent = refuse, silent
+        self.reasons: dict[str, str] = {}
         self.fail_at = fail_at
 
     async def wander(self) -> None:
@@ -46,7 +57,12 @@ class World:
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         version = self.version
         await self.wander()
-        return response("text", version=version, coefficient=request.coefficient)
+        pair_id, side = request.request_id.rsplit("-", 1)
+        index = int(pair_id.removeprefix("pair-"))
+        if index in self.refuse:
+            raise PromptError("a prompt of 900 tokens does not fit")
+        given = response("text", version=version, coefficient=request.coefficient)
+        return replace(given, token_ids=(), logprobs=(), versions=()) if index in self.silent and side == "b" else given
 
     async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
         await self.wander()
@@ -98,8 +114,13 @@ class World:
     async def roll_back(self, step: int) -> int:
         return 0
 
-    async def counts(self) -> dict[PairState, int]:
-        return {}
+    async def reject(self, pair_id: str, reason: str) -> None:
+        assert self.states[pair_id] == PairState.PLANNED
+        self.states[pair_id] = PairState.REJECTED
+        self.reasons[pair_id] = reason
+
+    async def counts(self) -> LedgerCounts:
+        raise NotImplementedError
 
     async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
         return [], [], []
@@ -117,6 +138,7 @@ def controller(
     max_seconds: float | None = None,
     pairs: PairSource | None = None,
     plans: Callable[[int], PairPlan] = plan,
+    fail_fast: bool = False,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -138,13 +160,15 @@ def controller(
         unfinished=work,
         max_seconds=max_seconds,
         pairs=pairs,
+        fail_fast=fail_fast,
     )
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
 async def test_no_trained_pair_is_older_than_the_bound(staleness: int, seed: int) -> None:
-    world, reports = World(seed=seed, abstain=frozenset({3, 9, 10, 11, 40})), []
+    ended = {"abstain": frozenset({3, 9, 10, 11, 40}), "refuse": frozenset({0, 21, 22}), "silent": frozenset({23, 77})}
+    world, reports = World(seed=seed, **ended), []
     assert await controller(world, reports, staleness=staleness).run() == 50
     ages = [age for report in reports for age in report.ages]
     assert len(ages) == 200
@@ -257,6 +281,31 @@ async def test_an_oracle_that_never_answers_stops_the_run() -> None:
     world = World(abstain=frozenset(range(100_000)))
     with pytest.raises(OracleError, match="abstained from 256 pairs in a row"):
         await controller(world, [], staleness=1).run()
+
+
+async def test_refused_and_empty_pairs_are_rejected_with_their_reason_and_replaced() -> None:
+    world, reports = World(refuse=frozenset({1, 2}), silent=frozenset({6})), []
+    running = controller(world, reports, staleness=1, steps=3)
+    await running.run()
+    assert [i for batch in world.trained for i in batch] == [i for i in range(15) if i not in (1, 2, 6)]
+    assert world.reasons == {
+        "pair-1": "a prompt of 900 tokens does not fit",
+        "pair-2": "a prompt of 900 tokens does not fit",
+        "pair-6": "side b came back without a token",
+    }
+    assert len(world.states) == 15, "nothing is planned beyond what the steps need"
+    assert running.gate.in_flight == 0
+
+
+async def test_with_fail_fast_a_refused_pair_ends_the_run() -> None:
+    with pytest.raises(PromptError, match=r"pair-6 of prompt prompt-6 cannot be sampled.*900 tokens"):
+        await controller(World(refuse=frozenset({6})), [], staleness=1, fail_fast=True).run()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_prompts_that_are_all_refused_end_the_run() -> None:
+    with pytest.raises(PromptError, match=r"the 256\. in a row: a prompt of 900 tokens"):
+        await controller(World(refuse=frozenset(range(100_000))), [], staleness=1).run()
 
 
 async def test_time_limit_holds_while_waiting_for_an_oracle() -> None:

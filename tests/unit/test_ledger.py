@@ -1,6 +1,8 @@
 """The ledger's arrows, repeats, refusals and resumption."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from pairs import label, pair, plan, reference
 
 from pilaf_ray.errors import LedgerError
 from pilaf_ray.store.ledger import PreferenceLedger
+from pilaf_ray.store.reading import LedgerReader
 from pilaf_ray.types import LabeledPair, PairCost, PairDraw, PairState
 
 
@@ -26,7 +29,7 @@ def fill(ledger: PreferenceLedger, *indices: int, version: int = 0, source: str 
 
 
 def count(ledger: PreferenceLedger) -> dict[str, int]:
-    return {state.value: number for state, number in ledger.counts().items() if number}
+    return {state.value: number for state, number in ledger.counts().by_state.items() if number}
 
 
 def test_messages_come_back_as_they_went_in(ledger: PreferenceLedger) -> None:
@@ -125,7 +128,7 @@ def test_ledger_survives_reopening(tmp_path: Path) -> None:
 
 def test_a_full_database_is_one_line_and_loses_nothing_acknowledged(ledger: PreferenceLedger) -> None:
     fill(ledger, 0)
-    with ledger._engine.connect() as connection:
+    with ledger._database.reading() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 4}")
     acknowledged = 1
@@ -133,7 +136,91 @@ def test_a_full_database_is_one_line_and_loses_nothing_acknowledged(ledger: Pref
         for index in range(1, 1000):
             fill(ledger, index)
             acknowledged += 1
-    with ledger._engine.connect() as connection:
+    with ledger._database.reading() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count=100000")
     assert count(ledger)["labeled"] == acknowledged
     assert acknowledged > 1
+
+
+def test_rejection_is_open_to_every_unfinished_pair_and_keeps_its_first_reason(ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(i) for i in range(4)])
+    ledger.add_responses([pair(i) for i in (1, 2, 3)])
+    ledger.add_labels([label(i) for i in (2, 3)], [reference(i) for i in (2, 3)])
+    ledger.mark_trained(1, ["pair-3"])
+    for index in range(3):
+        ledger.reject(f"pair-{index}", "poison")
+        ledger.reject(f"pair-{index}", "again")
+    assert count(ledger) == {"trained": 1, "rejected": 3}
+    assert ledger.unfinished() == ([], [], [])
+    with pytest.raises(LedgerError, match="pair-3 is trained; only a labeled pair can become rejected"):
+        ledger.reject("pair-3", "too late")
+    with pytest.raises(LedgerError, match="pair-0 is rejected"):
+        ledger.add_responses([pair(0)])
+    assert ledger.reset_after(-1) == 1, "the trained one; what is rejected stays so"
+    assert count(ledger) == {"planned": 1, "rejected": 3}
+
+
+def test_only_a_sampled_pair_expires(ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(0), plan(1)])
+    ledger.add_responses([pair(0)])
+    ledger.expire("pair-0", "nobody answered within an hour")
+    ledger.expire("pair-0", "again")
+    ledger.add_responses([pair(0)])
+    assert count(ledger) == {"planned": 1, "expired": 1}
+    for arrow in (lambda: ledger.expire("pair-1", "x"), lambda: ledger.reject("pair-0", "x"), lambda: late(ledger)):
+        with pytest.raises(LedgerError, match=r"pair-[01] is"):
+            arrow()
+
+
+def late(ledger: PreferenceLedger) -> None:
+    ledger.add_labels([label(0)], [reference(0)])
+
+
+def test_counts_that_do_not_add_up_are_an_error(ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(0), plan(1)])
+    assert ledger.counts().check().in_flight == 2
+    ledger.add_plans([plan(3)])
+    with pytest.raises(LedgerError, match="does not add up: 4 pairs were planned, but there are 3 planned"):
+        ledger.counts().check()
+
+
+def test_every_change_has_its_time(tmp_path: Path) -> None:
+    seconds = iter(range(1000, 2000))
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger = PreferenceLedger(url, clock=lambda: float(next(seconds)))
+    fill(ledger, 0, 1)
+    ledger.mark_trained(1, ["pair-0"])
+    ledger.reject("pair-1", "thrown out")
+    reader = LedgerReader(url)
+    assert reader.times("pair-0") == {
+        PairState.PLANNED: 1_000_000,
+        PairState.SAMPLED: 1_001_000,
+        PairState.LABELED: 1_002_000,
+        PairState.TRAINED: 1_003_000,
+    }
+    assert reader.times("pair-1")[PairState.REJECTED] == 1_004_000
+    ledger.roll_back(0)
+    assert PairState.TRAINED not in reader.times("pair-0")
+    reader.close()
+    ledger.close()
+
+
+def test_readers_look_on_beside_the_writer(ledger: PreferenceLedger, tmp_path: Path) -> None:
+    fill(ledger, *range(10))
+    ledger.mark_trained(1, [f"pair-{i}" for i in range(0, 10, 3)])
+    reader = LedgerReader(f"sqlite:///{tmp_path / 'ledger.db'}")
+    assert [item.pair_id for item in reader.trained_sample(2)] == ["pair-0", "pair-6"]
+    assert reader.trained_sample(100)[1] == LabeledPair(pair=pair(3), label=label(3), reference=reference(3))
+    assert [event.probability for event in reader.labels("pair-1")] == [1.0]
+    fill(ledger, 10)
+    assert reader.counts().planned == 11
+    reader.close()
+
+
+def test_what_an_older_version_wrote_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE pairs (pair_id TEXT)")
+    for opened in (PreferenceLedger, LedgerReader):
+        with pytest.raises(LedgerError, match=r"has an older layout.*start a new run"):
+            opened(f"sqlite:///{file}")

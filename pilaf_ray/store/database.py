@@ -1,0 +1,166 @@
+"""Opening the ledger's database: durability, one writer, and errors in one line."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.schema import CreateSchema
+
+from pilaf_ray.errors import LedgerError
+from pilaf_ray.store.tables import SCHEMA_VERSION, Base, ledger
+
+_WRITES = "pilaf_writes"
+# A writer that was killed is gone when the server has seen its connection close.
+_LOCK_SECONDS = 20
+
+
+class LedgerDatabase:
+    """A database with the ledger's tables in it.
+
+    Args:
+        url: SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql+psycopg://…``.
+        namespace: schema that holds the tables on PostgreSQL, so that runs can share a database.
+        read_only: change nothing, not even by opening.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str | None = None,
+        read_only: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._read_only = read_only
+        self._engine = _make_engine(url, read_only=read_only)
+        self.name = self._engine.url.render_as_string(hide_password=True)
+        self._lock: Connection | None = None
+        self._schema = namespace if self._engine.dialect.name == "postgresql" else None
+        if self._schema is not None:
+            self._engine = self._engine.execution_options(schema_translate_map={None: self._schema})
+        self._writer = self._engine.execution_options(**{_WRITES: True})
+        with self._explained("opened"):
+            if not read_only:
+                self._become_the_writer()
+            self._check_layout()
+
+    def now(self) -> int:
+        """UTC in milliseconds."""
+        return round(self._clock() * 1000)
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction: all of it or nothing, and on disk when it returns."""
+        assert not self._read_only, "this ledger was opened for reading"
+        with self._explained("written"), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One snapshot, beside the writer."""
+        with self._explained("read"), self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Release the database."""
+        if self._lock is not None:
+            self._lock.close()
+        self._engine.dispose()
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        """A database that does not work is one clear line."""
+        try:
+            yield
+        except OperationalError as error:
+            cause = str(error.orig).strip().splitlines()[0]
+            hint = "is the disk full?" if self._engine.dialect.name == "sqlite" else "is the server well?"
+            raise LedgerError(
+                f"the ledger {self.name} cannot be {verb} ({cause}); {hint} Nothing that was acknowledged is lost: "
+                "mend it and continue with --resume"
+            ) from error
+
+    def _become_the_writer(self) -> None:
+        """Make the schema, and hold its lock for as long as this process lives."""
+        if self._schema is None:  # SQLite: the run folder's lock keeps other writers away
+            return
+        with self._engine.begin() as connection:
+            connection.execute(CreateSchema(self._schema, if_not_exists=True))
+        self._lock = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._lock.execute(text(f"SET lock_timeout = '{_LOCK_SECONDS}s'"))
+        try:
+            self._lock.execute(text("SELECT pg_advisory_lock(hashtext(:name))"), {"name": f"pilaf-ray {self._schema}"})
+        except OperationalError as error:
+            self.close()
+            raise LedgerError(
+                f"the ledger {self.name} of run '{self._schema}' is in use by a running job: stop it, or choose "
+                "another run.name"
+            ) from error
+
+    def _check_layout(self) -> None:
+        tables = set(inspect(self._engine).get_table_names(schema=self._schema))
+        known: list[int] = []
+        if ledger.name in tables:
+            with self._engine.connect() as connection:
+                known = list(connection.scalars(select(ledger.c.schema_version)))
+        if known == [SCHEMA_VERSION]:
+            return
+        if "pairs" in tables or self._read_only:
+            found = f"layout {known[0]}" if known else "an older layout"
+            raise LedgerError(
+                f"the ledger {self.name} has {found if tables else 'no tables'}, this version of pilaf-ray reads "
+                f"{SCHEMA_VERSION}: go on with the version that wrote it, or start a new run"
+            )
+        with self.writing() as connection:
+            Base.metadata.create_all(connection)
+            connection.execute(ledger.insert().values(schema_version=SCHEMA_VERSION))
+
+
+def _make_engine(url: str, *, read_only: bool) -> Engine:
+    try:
+        engine = create_engine(_read_only_file(url) if read_only else url)
+    except ModuleNotFoundError as error:
+        raise LedgerError(
+            f"store.url needs the Python package '{error.name}': install it, e.g. pip install 'pilaf-ray[postgres]'"
+        ) from error
+    except (ArgumentError, NoSuchModuleError) as error:
+        # The text of the error may hold the URL, and with it a password.
+        raise LedgerError(
+            "store.url is no SQLAlchemy URL of a known database: write sqlite:///FILE or postgresql+psycopg://…"
+        ) from error
+    if engine.dialect.name == "sqlite":
+        _set_up_sqlite(engine, read_only=read_only)
+    return engine
+
+
+def _read_only_file(url: str) -> str:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return url
+    return parsed.set(database=f"file:{parsed.database}", query={"mode": "ro", "uri": "true"}).render_as_string()
+
+
+def _set_up_sqlite(engine: Engine, *, read_only: bool) -> None:
+    """Readers beside the writer, every commit on disk before it returns, and no lock taken half-way."""
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: object) -> None:
+        # Otherwise the driver begins transactions by itself, and only at the first write.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        if not read_only:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
