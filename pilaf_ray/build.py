@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pilaf_ray.build_rewards import rollout_learner_arguments
 from pilaf_ray.build_samplers import build_sampler
+from pilaf_ray.config.algorithms import RolloutAlgorithm
 from pilaf_ray.config.oracle import FunctionOracleConfig
 from pilaf_ray.config.schema import PromptSourceConfig, RunConfig
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
@@ -34,6 +36,8 @@ def build_inputs(config: RunConfig) -> RunInputs:
     """Load prompts and settle dtypes; raises PromptError, ModelError or ConfigError."""
     for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
         _require_model(key, path)
+    if config.reward_model and config.reward_model.path:
+        _require_model("reward_model.path", config.reward_model.path)
     check_models(config.model.policy, config.model.reference_path, max_model_len=config.model.max_length)
     check_tokenizers(config.model.policy, config.model.reference_path)
     train = _load(config, config.prompts.train)
@@ -143,8 +147,10 @@ def oracle_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
 
 
 def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -> dict[str, Any]:
-    """Arguments of :class:`pilaf_ray.engines.learner.PolicyLearner`, rank and rendezvous aside."""
+    """Arguments of the policy learner's class, rank and rendezvous aside."""
     learner = config.learner
+    if isinstance(config.algorithm, RolloutAlgorithm):
+        return rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
     return {
         "model_path": config.model.policy,
         "world_size": learner.ranks,

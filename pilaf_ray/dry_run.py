@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pilaf_ray.build import RunInputs, build_inputs
+from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
 from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
@@ -36,12 +38,26 @@ def print_plan(config: RunConfig) -> None:
         f"prompts: {len(train.prompts)} to train on, {len(held_out.prompts)} held out",
         f"budget: {config.run.max_steps} steps of {config.learner.batch_pairs} pairs = {pairs} labels; "
         f"pairs are at most {config.pipeline.max_staleness_steps} steps old",
+        *_rollout_lines(config),
         f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "
         f"logical CPUs asked for: {config.total_cpus:g}",
         f"run folder: {config.run.folder}/{config.run.name}",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False)
+
+
+def _rollout_lines(config: RunConfig) -> list[str]:
+    """How the two streams of a run against a reward model share the generators."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, RolloutAlgorithm):
+        return []
+    rollouts, sides = algorithm.batch_responses, 2 * config.learner.batch_pairs
+    return [
+        f"rollouts: {config.run.max_steps} steps of {algorithm.batch_prompts} prompts × {algorithm.group_size} = "
+        f"{config.run.max_steps * rollouts} responses; of a step's responses {rollouts / (rollouts + sides):.0%} are "
+        f"rollouts for the policy and {sides / (rollouts + sides):.0%} sides of pairs for the oracle"
+    ]
 
 
 def _address(config: RunConfig) -> str | None:
@@ -74,7 +90,7 @@ def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate
             config.learner.ranks,
             r.learner,
             config.learner.cpu_threads,
-            f"{policy}, {inputs.precision}, {zero}",
+            f"{policy}, {inputs.precision}, {zero}{' + value model' * isinstance(config.algorithm, PpoConfig)}",
         ),
         "reference": (
             config.reference.replicas,
@@ -84,11 +100,14 @@ def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate
         ),
         "oracle": (config.oracle.replicas, r.oracle, 1, config.oracle.type),
     }
+    if reward := config.reward_model:
+        model = f"{reward.path or policy} + scalar head, {resolve_dtype(reward.precision)}, ZeRO-{reward.zero_stage}"
+        rows["reward"] = (reward.ranks, r.reward, reward.cpu_threads, model)
     table = Table("role", "replicas", "CPUs", "GPUs", "threads", "GiB a GPU", "GiB of host", "model")
     table.title = f"run {config.run.name}: each replica"
     for estimate in estimates:
         replicas, asked, threads, model = rows[estimate.role]
-        name = "policy learner" if estimate.role == "learner" else estimate.role
+        name = {"learner": "policy learner", "reward": "reward model"}.get(estimate.role, estimate.role)
         device = f"{estimate.device_bytes / GIB:.1f}" if estimate.device else ""
         numbers = (str(replicas), f"{asked.cpus:g}", f"{asked.gpus:g}", str(threads))
         table.add_row(name, *numbers, device, f"{estimate.host_bytes / GIB:.1f}", model)

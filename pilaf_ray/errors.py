@@ -12,6 +12,7 @@
     ├── CheckpointError(RuntimeError)    a checkpoint cannot be written or fails verification
     ├── AccessError(ValueError)          a token of the console cannot be issued or revoked
     ├── WeightSyncError(RuntimeError)    new weights did not arrive, or are not what was sent
+    ├── RewardModelError(RuntimeError)   the reward model collapsed, diverged or learned the wrong thing
     └── NonFiniteLossError(ArithmeticError)  the loss is NaN or infinite; the batch was saved
 
 Each takes one message and nothing else, so that it pickles across processes.
@@ -64,6 +65,10 @@ class AccessError(PilafError, ValueError):
 
 class WeightSyncError(PilafError, RuntimeError):
     """New policy weights did not reach a generator intact and in time."""
+
+
+class RewardModelError(PilafError, RuntimeError):
+    """The reward model that trains beside the policy is of no use: collapsed, diverged or worse than chance."""
 
 
 class NonFiniteLossError(PilafError, ArithmeticError):

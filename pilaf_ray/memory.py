@@ -165,6 +165,29 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
     return _estimate("learner", work, host, on_gpu=settings.on_gpu)
 
 
+def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, *, trained: float) -> MemoryEstimate:
+    """One rank of a reward or value model of which the share ``trained`` of the layers, the last ones, is trained.
+
+    What a layer below them takes is its weights. The output layer over the vocabulary is gone, the embeddings are not.
+    """
+    parts = learner_memory(shape, settings)
+    scaled = {
+        "gradients",
+        "reduced gradients",
+        "master weights",
+        "optimizer",
+        "communication",
+        "activations",
+        "allocator",
+    }
+    share = 1.0 if trained == 1.0 else trained * (1 - shape.vocabulary * shape.hidden / shape.parameters)
+
+    def scale(sizes: tuple[tuple[str, float], ...]) -> dict[str, float]:
+        return {name: size * (share if name in scaled else 1.0) for name, size in sizes if name != "weights to send"}
+
+    return MemoryEstimate(role=role, device=tuple(scale(parts.device).items()), host=tuple(scale(parts.host).items()))
+
+
 def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEstimate:
     """One generator replica (on GPUs: one of its devices): policy and reference in one engine."""
     element = BYTES[settings.dtype]

@@ -1,7 +1,10 @@
 """What a configuration asks of a cluster: reservations, memory and the nodes it describes."""
 
+from dataclasses import replace
+
+from pilaf_ray.config.algorithms import PpoConfig
 from pilaf_ray.config.oracle import FunctionOracleConfig
-from pilaf_ray.config.resources import RoleResourcesConfig
+from pilaf_ray.config.resources import LearnerResourcesConfig, RoleResourcesConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import (
@@ -14,6 +17,7 @@ from pilaf_ray.memory import (
     generator_memory,
     learner_memory,
     read_shape,
+    scalar_head_memory,
     scorer_memory,
 )
 from pilaf_ray.placement import NodeCapacity, PlacementPlan, RoleRequest, make_groups, plan_placement
@@ -32,13 +36,15 @@ def role_requests(config: RunConfig) -> tuple[RoleRequest, ...]:
             memory_gib=asked.memory_gib,
             labels=tuple(sorted(asked.node_labels.items())),
             colocate=asked.colocate,
-            gang=role == "learner",
-            strategy=r.learner.strategy,
+            gang=isinstance(asked, LearnerResourcesConfig),
+            strategy=getattr(asked, "strategy", r.learner.strategy),
             setting=f"resources.{role}",
             count_setting=count_setting,
         )
 
+    reward = config.reward_model
     return (
+        *((request("reward", reward.ranks, "reward_model.ranks", r.reward),) if reward else ()),
         request("generator", generation.replicas, "generation.replicas", r.generator),
         request("learner", config.learner.ranks, "learner.ranks", r.learner),
         request("reference", config.reference.replicas, "reference.replicas", r.reference),
@@ -78,19 +84,7 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
                 on_gpu=r.generator.gpus > 0,
             ),
         ),
-        learner_memory(
-            policy,
-            LearnerSettings(
-                precision=resolve_dtype(learner.precision),
-                zero_stage=learner.zero_stage,
-                ranks=learner.ranks,
-                micro_batch_tokens=max(learner.micro_batch_tokens, config.model.max_length),
-                logprob_chunk_tokens=learner.logprob_chunk_tokens,
-                gradient_checkpointing=learner.gradient_checkpointing,
-                transport=config.weights.transport,
-                on_gpu=r.learner.gpus > 0,
-            ),
-        ),
+        _learner_memory(config, policy),
         scorer_memory(
             "reference",
             policy,
@@ -100,6 +94,58 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
             on_gpu=r.reference.gpus > 0,
         ),
         _oracle_memory(config),
+        *((_reward_memory(config, policy),) if config.reward_model else ()),
+    )
+
+
+def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
+    """The policy's learner, and in the same process PPO's value model."""
+    learner = config.learner
+    settings = LearnerSettings(
+        precision=resolve_dtype(learner.precision),
+        zero_stage=learner.zero_stage,
+        ranks=learner.ranks,
+        micro_batch_tokens=max(learner.micro_batch_tokens, config.model.max_length),
+        logprob_chunk_tokens=learner.logprob_chunk_tokens,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        transport=config.weights.transport,
+        on_gpu=config.resources.learner.gpus > 0,
+    )
+    own = learner_memory(policy, settings)
+    if not isinstance(config.algorithm, PpoConfig):
+        return own
+    value = config.algorithm.value
+    shape = read_shape(value.path, head=False) if value.path else policy
+    trained = 1.0 if value.trainable_layers is None else value.trainable_layers / shape.layers
+    beside = scalar_head_memory("value", shape, replace(settings, logprob_chunk_tokens=0), trained=trained)
+    # The two take turns, so activations are there once; the process is one.
+    shared = {"activations", "allocator", "runtime", "logits"}
+    device, host = (
+        (*mine, *((f"value model's {name}", size) for name, size in more if name not in shared))
+        for mine, more in ((own.device, beside.device), (own.host, beside.host))
+    )
+    return replace(own, device=device, host=host)
+
+
+def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
+    reward = config.reward_model
+    assert reward is not None, "only a run with a reward model has memory for it"
+    shape = read_shape(reward.path, head=False) if reward.path else policy
+    trained = 1.0 if reward.trainable_layers is None else reward.trainable_layers / shape.layers
+    return scalar_head_memory(
+        "reward",
+        shape,
+        LearnerSettings(
+            precision=resolve_dtype(reward.precision),
+            zero_stage=reward.zero_stage,
+            ranks=reward.ranks,
+            micro_batch_tokens=max(reward.micro_batch_tokens, config.model.max_length),
+            logprob_chunk_tokens=0,
+            gradient_checkpointing=reward.gradient_checkpointing,
+            transport="none",
+            on_gpu=config.resources.reward.gpus > 0,
+        ),
+        trained=trained,
     )
 
 
@@ -145,6 +191,8 @@ def _mend(role: str) -> str:
         "generator": "raise generation.tensor_parallel_size, or lower generation.kv_cache_gib",
         "learner": "raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing, "
         "or lower learner.micro_batch_tokens",
+        "reward": "raise reward_model.ranks or reward_model.zero_stage, set reward_model.gradient_checkpointing, "
+        "or lower reward_model.micro_batch_tokens or reward_model.trainable_layers",
         "reference": "lower reference.micro_batch_tokens, or take larger GPUs",
         "oracle": "lower oracle.micro_batch_size, or take larger GPUs",
     }

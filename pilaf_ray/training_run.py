@@ -13,16 +13,26 @@ from rich.markdown import Markdown
 
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
+from pilaf_ray.actors.handles import RewardGroup
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.actors.weights import make_weight_sync
+from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.evaluation.evaluator import Evaluator
-from pilaf_ray.evaluation.report import EvaluationResult, RunTotals, summarize, write_report
+from pilaf_ray.evaluation.report import (
+    EvaluationResult,
+    RunTotals,
+    learner_seconds,
+    sample_rows,
+    summarize,
+    write_report,
+)
 from pilaf_ray.evaluation.step_metrics import busy_metrics, step_metrics
+from pilaf_ray.learner_side import LearnerSide
 from pilaf_ray.observability.busy import BusyShares
 from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.logs import setup_logging
@@ -31,6 +41,7 @@ from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.store.records import ENDED
@@ -131,7 +142,7 @@ class TrainingRun:
             "timeout_seconds": config.weights.deadline_seconds,
         }
         generation, learner = config.generation, config.learner
-        generators, reference, oracle, group, store = await asyncio.gather(
+        generators, reference, oracle, group, store, reward = await asyncio.gather(
             launcher.generators(
                 build.generator_arguments(config, inputs),
                 replicas=generation.replicas,
@@ -161,10 +172,28 @@ class TrainingRun:
                 resources=RoleResources(num_cpus=r.learner.cpus, num_gpus=r.learner.gpus, threads=learner.cpu_threads),
             ),
             launcher.store(build.ledger_url(self._folder)),
+            self._start_reward(launcher),
         )
         self._events.record("roles ready", seconds=time.monotonic() - self._started)
-        self._roles = Roles(generators=generators, reference=reference, oracle=oracle, learner=group, store=store)
+        self._roles = Roles(
+            generators=generators, reference=reference, oracle=oracle, learner=group, store=store, reward=reward
+        )
+        self._side = LearnerSide(config, inputs.train, self._roles, warn=self._warn)
         return self._roles
+
+    async def _start_reward(self, launcher: RoleLauncher) -> RewardGroup | None:
+        reward, r = self._config.reward_model, self._config.resources.reward
+        if reward is None:
+            return None
+        return await launcher.reward(
+            reward_arguments(self._config, self._folder),
+            ranks=reward.ranks,
+            resources=RoleResources(num_cpus=r.cpus, num_gpus=r.gpus, threads=reward.cpu_threads),
+        )
+
+    def _warn(self, step: int, complaint: str) -> None:
+        self._events.record("reward model unhealthy", step=step, complaint=complaint)
+        self._view.phase(f"training; reward model unhealthy since step {step}: {complaint}")
 
     async def _reserve(self) -> Reservations:
         """Everything that the roles need, before any of them starts to load."""
@@ -179,12 +208,11 @@ class TrainingRun:
     async def _restore(self, roles: Roles, *, resume: bool) -> tuple[int, UnfinishedWork, int]:
         """Load the newest checkpoint and put the ledger back to it."""
         found = self._checkpoints.latest() if resume else None
-        step = 0
-        if found is not None:
-            step, folder = found
-            await roles.learner.load(folder / "learner")
-            self._events.record("checkpoint loaded", step=step)
+        step = found[0] if found is not None else 0
         await roles.store.reset_after(step)
+        if found is not None:
+            await self._side.load(found[1])
+            self._events.record("checkpoint loaded", step=step)
         self._metrics.cut_after(step)
         self._sync = make_weight_sync(
             roles,
@@ -225,7 +253,7 @@ class TrainingRun:
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps({name: getattr(result, name) for name in result.__slots__}))
         unfinished.replace(file)
-        self._wandb.write_samples(step, _samples(result, self._config.evaluation.sample_prompts))
+        self._wandb.write_samples(step, sample_rows(result, self._config.evaluation.sample_prompts))
         self._events.record("evaluation", step=step, reward=sum(result.rewards) / len(result.rewards))
 
     def _load_evaluations(self, step: int) -> None:
@@ -241,8 +269,38 @@ class TrainingRun:
         unfinished: UnfinishedWork,
         next_index: int,
     ) -> int:
-        config = self._config
         self._stopped = False
+        async with self._side.running(start_step) as learner:
+            controller = self._controller(roles, learner, evaluator, start_step, unfinished, next_index)
+
+            def stop() -> None:
+                self._stopped = True
+                self._view.phase("stopping: the step under way is finished and saved")
+                controller.request_stop()
+
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+            self._view.phase("training")
+            self._training_from = time.monotonic()
+            self._busy_before = self._busy()
+            with self._spans.measure("training"):
+                finished = await controller.run()
+        self._training_seconds = time.monotonic() - self._training_from
+        self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
+        if finished > start_step and finished % self._config.checkpoint.every_steps != 0:
+            await self._save(finished)
+        return finished
+
+    def _controller(
+        self,
+        roles: Roles,
+        learner: LearnerPort,
+        evaluator: Evaluator,
+        start_step: int,
+        unfinished: UnfinishedWork,
+        next_index: int,
+    ) -> Controller:
+        config = self._config
         shares = BusyShares(self._busy)
 
         async def after_step(report: StepReport) -> None:
@@ -252,20 +310,21 @@ class TrainingRun:
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step
             if step % config.checkpoint.every_steps == 0:
-                await self._save(roles, step)
+                await self._save(step)
 
         async def after_sync(step: int) -> None:
+            self._side.served()
             self._events.record("weights", version=step)
             every = config.evaluation.every_steps
             if every and step % every == 0 and step < config.run.max_steps:
                 await self._evaluate(evaluator, step)
 
-        controller = Controller(
+        return Controller(
             ports=Ports(
                 generator=roles.generators,
                 reference=roles.reference,
                 oracle=roles.oracle,
-                learner=roles.learner,
+                learner=learner,
                 store=roles.store,
                 weight_sync=self._sync,
             ),
@@ -280,45 +339,21 @@ class TrainingRun:
             after_sync=after_sync,
             unfinished=unfinished,
             max_seconds=config.run.max_seconds,
-            pairs=build_pair_source(config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle),
             fail_fast=config.pipeline.fail_fast,
+            pairs=build_pair_source(
+                config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle, reward=roles.reward
+            ),
         )
 
-        def stop() -> None:
-            self._stopped = True
-            self._view.phase("stopping: the step under way is finished and saved")
-            controller.request_stop()
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
-        self._view.phase("training")
-        self._training_from = time.monotonic()
-        self._busy_before = self._busy()
-        with self._spans.measure("training"):
-            finished = await controller.run()
-        self._training_seconds = time.monotonic() - self._training_from
-        self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
-        if finished > start_step and finished % config.checkpoint.every_steps != 0:
-            await self._save(roles, finished)
-        return finished
-
-    async def _save(self, roles: Roles, step: int) -> None:
-        async def write(folder: Path) -> None:
-            (folder / "learner").mkdir()
-            await roles.learner.save(folder.resolve() / "learner")
-
+    async def _save(self, step: int) -> None:
         with self._spans.measure("checkpoint"):
-            path = await self._checkpoints.write(step, write)
+            path = await self._checkpoints.write(step, self._side.save)
         self._events.record("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:
         counts = (await roles.store.counts()).check()
         lines = [json.loads(line) for line in self._folder.metrics.read_text().splitlines()]
-        usages = [
-            usage
-            for port in (roles.generators, roles.reference, roles.oracle, roles.learner)
-            for usage in await port.usage()
-        ]
+        usages = [usage for port in roles.computing.values() for usage in await port.usage()]
         memory: dict[str, float] = {}
         for usage in usages:
             role = usage.role.split("-")[0]
@@ -333,7 +368,7 @@ class TrainingRun:
             max_age_steps=max((line["age/max"] for line in lines), default=0),
             utilization={k: v / self._training_seconds for k, v in self._busy_training.items()},
             peak_memory_mib=memory,
-            seconds={**self._spans.seconds, **_learner_seconds(lines)},
+            seconds={**self._spans.seconds, **learner_seconds(lines)},
         )
         summary: dict[str, Any] = summarize(
             self._evaluations[0], self._evaluations[-1], totals, beta=self._config.algorithm.beta
@@ -349,41 +384,14 @@ class TrainingRun:
     def _busy(self) -> dict[str, float]:
         roles = self._roles
         assert roles is not None
-        return {
-            "generator": roles.generators.meter.busy_seconds,
-            "reference": roles.reference.meter.busy_seconds,
-            "oracle": roles.oracle.meter.busy_seconds,
-            "learner": roles.learner.meter.busy_seconds,
-        }
+        return {name: role.meter.busy_seconds for name, role in roles.computing.items()}
 
     def _role_lines(self) -> dict[str, tuple[int, float]]:
         if self._roles is None:
             return {}
         elapsed = max(1e-9, time.monotonic() - self._training_from)
-        calls = {
-            "generator": self._roles.generators.meter.in_flight,
-            "reference": self._roles.reference.meter.in_flight,
-            "oracle": self._roles.oracle.meter.in_flight,
-            "learner": self._roles.learner.meter.in_flight,
-        }
+        calls = {name: role.meter.in_flight for name, role in self._roles.computing.items()}
         busy = self._busy()
         return {
             role: (calls[role], min(1.0, (busy[role] - self._busy_before.get(role, 0.0)) / elapsed)) for role in calls
         }
-
-
-def _samples(result: EvaluationResult, count: int) -> list[dict[str, Any]]:
-    """Rows of the sample table: the first prompts with their answers."""
-    columns = zip(result.prompts, result.responses, result.rewards, result.kls, strict=True)
-    rows = [{"prompt": p, "response": y, "reward": r, "kl": k} for p, y, r, k in columns]
-    return rows[:count]
-
-
-def _learner_seconds(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """How the learner spent the training time, over all attempts of the run."""
-    keys = {
-        "learner waits for pairs": "time/wait",
-        "learner trains": "time/train",
-        "learner hands out weights": "time/push",
-    }
-    return {name: sum(line[key] for line in metrics) for name, key in keys.items()}

@@ -261,6 +261,23 @@ class LabeledPair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutPlan:
+    """A prompt that the policy is to answer ``len(seeds)`` times, for its own optimisation.
+
+    A function of (run seed, epoch, prompt id) and the run's order of rollouts, which is
+    another one than that of the pairs.
+
+    Example: ``RolloutPlan(group_id="x", index=0, prompt=prompt, seeds=(3, 4))``
+    """
+
+    group_id: str
+    index: int
+    """Position in the run's order of rollout groups, from 0."""
+    prompt: Prompt
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringItem:
     """A response to score with the reward model, as tokens and as text.
 
@@ -285,6 +302,23 @@ class RewardScores:
 
     version: int
     values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredGroup:
+    """Responses to one prompt, sampled from π, with everything that the policy's step needs."""
+
+    plan: RolloutPlan
+    responses: tuple[SampledResponse, ...]
+    scores: RewardScores
+    """r̂ of each response, and the version of r̂ that said so."""
+    reference_logprobs: tuple[tuple[float, ...], ...]
+    """log π_ref of each token of each response, at temperature 1."""
+
+    @property
+    def min_policy_version(self) -> int:
+        """The oldest policy version in the group; its age is counted from it."""
+        return min(response.min_policy_version for response in self.responses)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,8 +22,12 @@ from pilaf_ray.types import (
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
+    RewardScores,
+    RewardStepResult,
     RoleUsage,
     SampledResponse,
+    ScoredGroup,
+    ScoringItem,
     StepResult,
 )
 
@@ -148,10 +152,11 @@ class OraclePool(_Replicas):
         return result
 
 
-class LearnerGroup:
-    """The ranks of the policy learner, called together."""
+class RankGroup:
+    """The ranks of one training job, called together."""
 
-    def __init__(self, actors: Sequence[Any], *, call_seconds: float) -> None:
+    def __init__(self, role: str, actors: Sequence[Any], *, call_seconds: float) -> None:
+        self._role = role
         self._actors = list(actors)
         self._seconds = call_seconds
         self.meter = BusyMeter()
@@ -164,28 +169,13 @@ class LearnerGroup:
                     *(
                         call(
                             getattr(actor, method).remote(*arguments),
-                            role=f"policy learner rank {rank}",
+                            role=f"{self._role} rank {rank}",
                             seconds=self._seconds,
                         )
                         for rank, actor in enumerate(self._actors)
                     )
                 )
             )
-
-    async def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
-        """One optimiser step on all ranks."""
-        # One copy in the object store, however many ranks read it.
-        results: list[StepResult] = await self.everywhere("train_step", step, ray.put(list(batch)))
-        return results[0]
-
-    async def publish(self, version: int) -> Any:
-        """Push ``version``; returns rank 0's WeightUpdate."""
-        return (await self.everywhere("publish", version))[0]
-
-    async def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        """Per-token log-probabilities under the learner's current weights."""
-        result: list[list[float]] = (await self.everywhere("policy_logprobs", list(items)))[0]
-        return result
 
     async def save(self, folder: Path) -> None:
         """Write every rank's part of a checkpoint."""
@@ -198,6 +188,50 @@ class LearnerGroup:
     async def usage(self) -> list[RoleUsage]:
         """Busy time and memory of each rank."""
         return list(await asyncio.gather(*(actor.usage.remote() for actor in self._actors)))
+
+
+class LearnerGroup(RankGroup):
+    """The policy learner."""
+
+    def __init__(self, actors: Sequence[Any], *, call_seconds: float) -> None:
+        super().__init__("policy learner", actors, call_seconds=call_seconds)
+
+    async def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
+        """One optimiser step on all ranks."""
+        # One copy in the object store, however many ranks read it.
+        results: list[StepResult] = await self.everywhere("train_step", step, ray.put(list(batch)))
+        return results[0]
+
+    async def train_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
+        """One step against the reward model on all ranks."""
+        results: list[StepResult] = await self.everywhere("train_rollouts", step, ray.put(list(groups)))
+        return results[0]
+
+    async def publish(self, version: int) -> Any:
+        """Push ``version``; returns rank 0's WeightUpdate."""
+        return (await self.everywhere("publish", version))[0]
+
+    async def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
+        """Per-token log-probabilities under the learner's current weights."""
+        result: list[list[float]] = (await self.everywhere("policy_logprobs", list(items)))[0]
+        return result
+
+
+class RewardGroup(RankGroup):
+    """The reward model."""
+
+    def __init__(self, actors: Sequence[Any], *, call_seconds: float) -> None:
+        super().__init__("reward model", actors, call_seconds=call_seconds)
+
+    async def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
+        """One optimiser step on all ranks."""
+        results: list[RewardStepResult] = await self.everywhere("train_step", ray.put(list(batch)))
+        return results[0]
+
+    async def score(self, items: Sequence[ScoringItem]) -> RewardScores:
+        """r̂ of each response; the ranks share the work."""
+        results: list[RewardScores] = await self.everywhere("score", ray.put(list(items)))
+        return results[0]
 
 
 class StoreHandle:
@@ -242,6 +276,15 @@ class StoreHandle:
     async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
         work: tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]] = await self._ask("unfinished")
         return work
+
+    async def record_reward_uses(self, step: int, pair_ids: Sequence[str]) -> None:
+        """What the reward model was trained on at ``step``."""
+        await self._ask("record_reward_uses", step, list(pair_ids))
+
+    async def reward_window(self, window_pairs: int, held_out: float) -> list[tuple[LabeledPair, int]]:
+        """The newest pairs for the reward model's replay, with their uses."""
+        window: list[tuple[LabeledPair, int]] = await self._ask("reward_window", window_pairs, held_out)
+        return window
 
     async def next_plan_index(self) -> int:
         """The index that the next new plan gets."""

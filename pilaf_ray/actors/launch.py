@@ -10,6 +10,7 @@ from pilaf_ray.actors.handles import (
     LearnerGroup,
     OraclePool,
     ReferencePool,
+    RewardGroup,
     StoreHandle,
     call,
 )
@@ -19,6 +20,7 @@ from pilaf_ray.actors.roles import (
     LearnerActor,
     OracleActor,
     ReferenceActor,
+    RewardActor,
     StoreActor,
 )
 
@@ -64,6 +66,18 @@ class Roles:
     oracle: OraclePool
     learner: LearnerGroup
     store: StoreHandle
+    reward: RewardGroup | None = None
+
+    @property
+    def computing(self) -> dict[str, GeneratorPool | ReferencePool | OraclePool | LearnerGroup | RewardGroup]:
+        """The roles that compute, by the names under which their time and memory are reported."""
+        roles: dict[str, GeneratorPool | ReferencePool | OraclePool | LearnerGroup | RewardGroup] = {
+            "generator": self.generators,
+            "reference": self.reference,
+            "oracle": self.oracle,
+            "learner": self.learner,
+        }
+        return roles | ({"reward": self.reward} if self.reward else {})
 
 
 class RoleLauncher:
@@ -108,17 +122,35 @@ class RoleLauncher:
         ranks: int,
         resources: RoleResources,
     ) -> LearnerGroup:
-        """Start one learner group; rank 0's node chooses where the ranks meet."""
+        """Start one learner group."""
+        actors = await self._ranks(LearnerActor, "learner", ranks, resources, arguments, publisher)
+        return LearnerGroup(actors, call_seconds=self._call_seconds)
+
+    async def reward(self, arguments: dict[str, Any], *, ranks: int, resources: RoleResources) -> RewardGroup:
+        """Start one group that trains and serves the reward model."""
+        actors = await self._ranks(RewardActor, "reward", ranks, resources, arguments)
+        return RewardGroup(actors, call_seconds=self._call_seconds)
+
+    async def _ranks(
+        self,
+        factory: Any,
+        role: str,
+        ranks: int,
+        resources: RoleResources,
+        arguments: dict[str, Any],
+        *more: Any,
+    ) -> list[Any]:
+        """One training group; rank 0's node chooses where the ranks meet."""
         actors = [
-            LearnerActor.options(**{**resources.options(), **self._reservations.options("learner", rank)}).remote(
-                f"learner-{rank}", self._logs, rank
+            factory.options(**{**resources.options(), **self._reservations.options(role, rank)}).remote(
+                f"{role}-{rank}", self._logs, rank
             )
             for rank in range(ranks)
         ]
-        address, port = await call(actors[0].rendezvous.remote(), role="policy learner rank 0", seconds=START_SECONDS)
+        address, port = await call(actors[0].rendezvous.remote(), role=f"{role} rank 0", seconds=START_SECONDS)
         full = {**arguments, "master_addr": address, "master_port": port}
-        await self._ready("policy learner", actors, full, publisher)
-        return LearnerGroup(actors, call_seconds=self._call_seconds)
+        await self._ready(f"{role} rank", actors, full, *more)
+        return actors
 
     async def store(self, url: str, namespace: str | None = None) -> StoreHandle:
         """Start the ledger's single writer."""

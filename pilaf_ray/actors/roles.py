@@ -19,8 +19,12 @@ from pilaf_ray.types import (
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
+    RewardScores,
+    RewardStepResult,
     RoleUsage,
     SampledResponse,
+    ScoredGroup,
+    ScoringItem,
     StepResult,
 )
 
@@ -106,8 +110,8 @@ class _Oracle:
         return self._oracle.usage()
 
 
-class _Learner:
-    """Wraps one rank of :class:`pilaf_ray.engines.learner.PolicyLearner`."""
+class _Rank:
+    """A rank of a training job, before it has joined the others."""
 
     def __init__(self, name: str, logs: str, rank: int) -> None:
         setup_logging(name, Path(logs))
@@ -119,15 +123,49 @@ class _Learner:
 
         return free_address()
 
+
+class _Reward(_Rank):
+    """Wraps one rank of :class:`pilaf_ray.engines.reward_learner.RewardLearner`."""
+
+    def start(self, arguments: dict[str, Any]) -> None:
+        from pilaf_ray.engines.reward_learner import RewardLearner
+
+        self._learner = RewardLearner(rank=self._rank, **arguments)
+
+    def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
+        return self._learner.train_step(batch)
+
+    def score(self, items: Sequence[ScoringItem]) -> RewardScores:
+        return self._learner.score(items)
+
+    def save(self, folder: str) -> None:
+        self._learner.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        self._learner.load(Path(folder))
+
+    def usage(self) -> RoleUsage:
+        return self._learner.usage()
+
+
+class _Learner(_Rank):
+    """Wraps one rank of :class:`pilaf_ray.engines.learner.PolicyLearner`."""
+
     def start(self, arguments: dict[str, Any], publisher: dict[str, Any]) -> None:
         from pilaf_ray.engines.learner import PolicyLearner
+        from pilaf_ray.engines.rollout_learner import RolloutLearner
         from pilaf_ray.engines.weight_publishers import make_publisher
 
-        self._learner = PolicyLearner(rank=self._rank, **arguments)
+        # Only one that optimises against a reward model makes advantages.
+        kind: Any = RolloutLearner if "advantages" in arguments else PolicyLearner
+        self._learner = kind(rank=self._rank, **arguments)
         self._publisher = make_publisher(**publisher) if self._rank == 0 else None
 
     def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
         return self._learner.train_step(step, batch)
+
+    def train_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
+        return self._learner.train_rollouts(step, groups)
 
     def publish(self, version: int) -> "WeightUpdate | None":
         """Push; every rank walks the parameters in lockstep, rank 0 alone sends them."""
@@ -191,6 +229,12 @@ class _Store:
     def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
         return self._ledger.unfinished()
 
+    def record_reward_uses(self, step: int, pair_ids: Sequence[str]) -> None:
+        self._ledger.record_reward_uses(step, pair_ids)
+
+    def reward_window(self, window_pairs: int, held_out: float) -> list[tuple[LabeledPair, int]]:
+        return self._ledger.reward_window(window_pairs, held_out)
+
     def next_plan_index(self) -> int:
         return self._ledger.next_plan_index()
 
@@ -198,5 +242,6 @@ class _Store:
 GeneratorActor = ray.remote(_Generator)
 ReferenceActor = ray.remote(_Reference)
 OracleActor = ray.remote(_Oracle)
+RewardActor = ray.remote(_Reward)
 LearnerActor = ray.remote(_Learner)
 StoreActor = ray.remote(_Store)

@@ -64,6 +64,8 @@ class ResourcesSection(Section):
     """A generator replica."""
     learner: LearnerResourcesConfig = LearnerResourcesConfig()
     """A learner rank."""
+    reward: LearnerResourcesConfig = LearnerResourcesConfig()
+    """A rank of the reward model, where there is one."""
     reference: RoleResourcesConfig = RoleResourcesConfig()
     """A reference replica."""
     oracle: RoleResourcesConfig = RoleResourcesConfig()

@@ -3,13 +3,15 @@
 Hand-written configurations are YAML; the resolved one is saved as JSON beside the run.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
 from pilaf_ray.config.oracle import OracleConfig
 from pilaf_ray.config.resources import ResourcesSection
+from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler
 from pilaf_ray.config.submission import SubmissionSection
 
@@ -111,29 +113,6 @@ class ReferenceSection(Section):
     """Padded tokens of one forward."""
     cpu_threads: int = Field(default=1, ge=1)
     """Threads on a CPU."""
-
-
-class DpoConfig(Section):
-    """Direct preference optimisation."""
-
-    type: Literal["dpo"] = "dpo"
-    """Discriminator."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the KL term."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Conservative DPO: share of labels assumed to be flipped."""
-
-
-class IpoConfig(Section):
-    """Identity preference optimisation."""
-
-    type: Literal["ipo"] = "ipo"
-    """Discriminator."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the regularisation."""
-
-
-AlgorithmConfig = Annotated[DpoConfig | IpoConfig, Field(discriminator="type")]
 
 
 class LearnerSection(Section):
@@ -238,6 +217,8 @@ class RunConfig(Section):
     oracle: OracleConfig
     algorithm: AlgorithmConfig = DpoConfig()
     learner: LearnerSection
+    reward_model: RewardModelSection | None = None
+    """A reward model that trains beside the policy; none when left out."""
     pipeline: PipelineSection = PipelineSection()
     weights: WeightsSection = WeightsSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -260,6 +241,33 @@ class RunConfig(Section):
     def _sampler_fits(self) -> Self:
         exact = self.generation.temperature == 1 and self.generation.top_p == 1
         check_sampler(self.sampler, loss_beta=self.algorithm.beta, oracle=self.oracle, exact_sampling=exact)
+        return self
+
+    @model_validator(mode="after")
+    def _reward_model_is_there(self) -> Self:
+        if self.reward_model is not None:
+            return self
+        mend = "add a section reward_model: {}"
+        if isinstance(self.algorithm, RolloutAlgorithm):
+            raise ValueError(
+                f"algorithm.type: {self.algorithm.type} optimises the policy against a reward model: {mend}, "
+                "or set algorithm.type: dpo"
+            )
+        if getattr(self.sampler, "scorer", None) == "reward_model":
+            raise ValueError(
+                f"sampler.scorer: reward_model needs a reward model that is trained in the run: {mend}, "
+                "or set sampler.scorer: implicit_reward"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_are_the_policys_own(self) -> Self:
+        exact = self.generation.temperature == 1 and self.generation.top_p == 1
+        if isinstance(self.algorithm, RolloutAlgorithm) and not exact:
+            raise ValueError(
+                f"algorithm.type: {self.algorithm.type} needs π's own log-probabilities from sampling: "
+                "set generation.temperature and generation.top_p to 1"
+            )
         return self
 
     @property
@@ -291,4 +299,5 @@ class RunConfig(Section):
             + r.learner.cpus * self.learner.ranks
             + r.reference.cpus * self.reference.replicas
             + r.oracle.cpus * self.oracle.replicas
+            + (r.reward.cpus * self.reward_model.ranks if self.reward_model else 0.0)
         )

@@ -33,6 +33,10 @@ class SequenceBatch:
     token_sequence: Int[Tensor, "token"]
     """Sequence of each response token, numbered in the order of the arguments."""
     targets: Int[Tensor, "token"]
+    end_row: Int[Tensor, "sequence"]
+    """Row of each sequence."""
+    end_position: Int[Tensor, "sequence"]
+    """Place in the row of its last response token."""
     sequences: int
 
     def to(self, device: torch.device) -> "SequenceBatch":
@@ -80,6 +84,8 @@ def _batch(rows: Sequence[ResponseGroup], mask: Tensor, pad_token_id: int) -> Se
     positions: list[int] = []
     token_sequences: list[int] = []
     targets: list[int] = []
+    end_rows: list[int] = []
+    ends: list[int] = []
     sequence = 0
     for row, (prompt, responses) in enumerate(rows):
         tokens, places = list(prompt), list(range(len(prompt)))
@@ -91,6 +97,8 @@ def _batch(rows: Sequence[ResponseGroup], mask: Tensor, pad_token_id: int) -> Se
             token_rows += [row] * len(response)
             token_sequences += [sequence] * len(response)
             targets += response
+            end_rows.append(row)
+            ends.append(len(tokens) - 1)
             sequence += 1
         input_ids[row, : len(tokens)] = torch.tensor(tokens)
         position_ids[row, : len(tokens)] = torch.tensor(places)
@@ -102,6 +110,8 @@ def _batch(rows: Sequence[ResponseGroup], mask: Tensor, pad_token_id: int) -> Se
         token_position=torch.tensor(positions),
         token_sequence=torch.tensor(token_sequences),
         targets=torch.tensor(targets, dtype=torch.long),
+        end_row=torch.tensor(end_rows),
+        end_position=torch.tensor(ends),
         sequences=sequence,
     )
 

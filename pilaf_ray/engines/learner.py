@@ -9,19 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pilaf_ray.data.collate import TokenPair, collate
+from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.data.pair_batches import PairBatches
-from pilaf_ray.engines.learner_setup import join_group, make_engine
-from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence, write_hf_folder
+from pilaf_ray.engines.learner_setup import join_group
+from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs, sum_by_sequence
 from pilaf_ray.engines.shared_prompt import shares_prompts
-from pilaf_ray.errors import CheckpointError, NonFiniteLossError
+from pilaf_ray.engines.training_engine import TrainingEngine
+from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.types import LabeledPair, RoleUsage, StepResult
-
-# DeepSpeed divides by the number of accumulation steps; any number above 1 selects its accumulating code
-# path, and the boundary is set by hand because the number of micro-batches differs from step to step.
-_ACCUMULATION = 2
 
 
 class PolicyLearner:
@@ -62,18 +59,19 @@ class PolicyLearner:
         torch.set_num_threads(cpu_threads)
         torch.manual_seed(seed)
         join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
-        self._rank, self._world_size, self._zero_stage = rank, world_size, zero_stage
+        self._rank = rank
         self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
         self._dump_folder = dump_folder
         self._clock = UsageClock(f"learner-{rank}")
         network: Any = load_network(model_path, dtype=torch.float32)
         if gradient_checkpointing:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._engine, self._schedule = make_engine(
+        self._engine = TrainingEngine(
             ScoringModel(network, chunk_tokens=logprob_chunk_tokens),
+            rank=rank,
+            world_size=world_size,
             zero_stage=zero_stage,
             precision=precision,
-            accumulation=_ACCUMULATION,
             learning_rate=learning_rate,
             lr_schedule=lr_schedule,
             warmup_steps=warmup_steps,
@@ -82,7 +80,6 @@ class PolicyLearner:
             betas=betas,
             max_grad_norm=max_grad_norm,
         )
-        self._engine.eval()
         share = share_prompts and shares_prompts(network, self._engine, device=self._engine.device)
         self._batches = PairBatches(share=share, max_tokens=micro_batch_tokens)
         self._serving_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -96,52 +93,26 @@ class PolicyLearner:
         """
         with self._clock.busy():
             self._engine.train()
-            groups = self._share(batch)
+            groups = self._engine.share(self._batches.groups([item.pair for item in batch]))
             totals: dict[str, float] = {}
             for number, group in enumerate(groups):
-                self._engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
-                pairs = [batch[i] for i in group] or [batch[0]]
-                outputs = self._forward(pairs)
+                outputs = self._forward([batch[i] for i in group] or [batch[0]])
                 # A rank without work in this round still takes part in the collectives, with weight zero.
                 weight = 1.0 if group else 0.0
                 self._require_finite(step, "loss", outputs.loss, batch)
                 total = outputs.loss.sum() * weight
-                self._engine.backward(total * (self._world_size * _ACCUMULATION / len(batch)))
+                self._engine.backward(total / len(batch), last=number == len(groups) - 1)
                 _add(totals, "loss", float(total.detach()))
                 for name, values in outputs.metrics.items():
                     _add(totals, name, float(values.sum()) * weight)
-            learning_rate = float(self._engine.get_lr()[0])
-            grad_norm = self._step_optimizer(step, batch)
-            self._schedule.step()
-            means = self._reduce(totals, len(batch))
+            learning_rate = self._engine.learning_rate
+            grad_norm = self._engine.step()
+            self._require_finite(step, "gradient", grad_norm, batch)
+            means = {name: value / len(batch) for name, value in self._engine.total(totals).items()}
         metrics = {name: value for name, value in means.items() if name != "loss"}
-        metrics["grad_norm"] = grad_norm
+        metrics["grad_norm"] = float(grad_norm)
         metrics["learning_rate"] = learning_rate
         return StepResult(step=step, loss=means["loss"], metrics=metrics)
-
-    def _step_optimizer(self, step: int, batch: Sequence[LabeledPair]) -> float:
-        """Update the weights; returns the gradient's norm before clipping."""
-        if self._zero_stage == 0:
-            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            self._require_finite(step, "gradient", norm, batch)
-            self._engine.step()
-            return float(norm)
-        self._engine.step()
-        # The ZeRO optimizers skip an update with a gradient that is not finite, and go on in silence.
-        norm = torch.as_tensor(self._engine.get_global_grad_norm())
-        self._require_finite(step, "gradient", norm, batch)
-        return float(norm)
-
-    def _share(self, batch: Sequence[LabeledPair]) -> list[list[int]]:
-        """This rank's micro-batches; every rank gets the same number of them."""
-        groups = self._batches.groups([item.pair for item in batch])
-        if len(groups) < self._world_size:
-            order = [index for group in groups for index in group]
-            groups = [order[rank :: self._world_size] for rank in range(self._world_size)]
-        rounds = -(-len(groups) // self._world_size)
-        mine = groups[self._rank :: self._world_size]
-        return mine + [[] for _ in range(rounds - len(mine))]
 
     def _forward(self, pairs: Sequence[LabeledPair]) -> LossOutputs:
         batch = self._batches.collate([item.pair for item in pairs]).to(self._engine.device)
@@ -163,10 +134,7 @@ class PolicyLearner:
         return self._loss(inputs, beta=self._beta, label_smoothing=self._smoothing)
 
     def _require_finite(self, step: int, what: str, values: Tensor, batch: Sequence[LabeledPair]) -> None:
-        bad = (~torch.isfinite(values)).any().to(self._engine.device, torch.float32)
-        if self._world_size > 1:
-            torch.distributed.all_reduce(bad)
-        if bad.item() == 0:
+        if self._engine.all_finite(values):
             return
         path = self._dump_folder / f"step-{step}.json"
         if self._rank == 0:
@@ -177,64 +145,22 @@ class PolicyLearner:
             "Lower learner.learning_rate or look at the batch's log-probabilities"
         )
 
-    def _reduce(self, totals: dict[str, float], count: int) -> dict[str, float]:
-        names = sorted(totals)
-        values = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=self._engine.device)
-        if self._world_size > 1:
-            torch.distributed.all_reduce(values)
-        return {name: value / count for name, value in zip(names, values.tolist(), strict=True)}
-
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and full tensors, in the dtype that is served.
+        """Hugging Face names and full tensors, in the dtype that is served; see TrainingEngine."""
+        return self._engine.named_weights(self._serving_dtype)
 
-        Under ZeRO-3 each parameter is gathered on its own, so at most one is whole at a
-        time; all ranks must walk the iterator together. A tensor may be the parameter itself:
-        it is to be copied before the next is asked for. A tied output head appears once, as
-        the input embedding.
-        """
-        import deepspeed
-
-        for name, parameter in self._engine.module.network.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                yield name, parameter.detach().to("cpu", self._serving_dtype)
-
-    @torch.no_grad()
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
         self._engine.eval()
-        batch = collate(items).to(self._engine.device)
-        logprobs = self._engine(batch)
-        return [logprobs[batch.token_sequence == row].tolist() for row in range(len(items))]
+        return response_logprobs(self._engine, items, self._engine.device)
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's native checkpoint, the RNG state, and a Hugging Face folder ``hf/``."""
-        try:
-            self._save(folder)
-        except (OSError, RuntimeError) as error:
-            # torch.save reports a full disk as a RuntimeError of its own.
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{folder}: rank {self._rank} cannot write its checkpoint ({reason}); is the disk full? "
-                "Earlier checkpoints are intact: make room and continue with --resume"
-            ) from error
-
-    def _save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(
-            str(folder),
-            tag="deepspeed",
-            save_latest=False,
-            client_state={"schedule": self._schedule.state_dict()},
-        )
-        torch.save(torch.get_rng_state(), folder / f"rng-{self._rank}.pt")
-        weights = {name: tensor.clone() for name, tensor in self.named_weights()}
-        if self._rank == 0:
-            write_hf_folder(self._engine.module.network, weights, folder / "hf")
+        self._engine.save(folder, dtype=self._serving_dtype)
 
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote, with the same number of ranks."""
-        _, client_state = self._engine.load_checkpoint(str(folder), tag="deepspeed")
-        self._schedule.load_state_dict(client_state["schedule"])
-        torch.set_rng_state(torch.load(folder / f"rng-{self._rank}.pt", weights_only=True))
+        self._engine.load(folder)
 
     def usage(self) -> RoleUsage:
         """Busy time and peak memory."""

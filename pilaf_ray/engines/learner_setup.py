@@ -81,7 +81,11 @@ def make_engine(
     if precision == "bfloat16":
         settings["bf16"] = {"enabled": True}
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+        [p for p in model.parameters() if p.requires_grad],
+        lr=learning_rate,
+        betas=betas,
+        weight_decay=weight_decay,
+        fused=True,
     )
     factor = schedule_factor(lr_schedule, warmup_steps=warmup_steps, total_steps=total_steps)
     schedule = LambdaLR(optimizer, factor)

@@ -1,12 +1,13 @@
 """A causal language model that answers with log-probabilities of response tokens."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pilaf_ray.data.collate import SequenceBatch
+from pilaf_ray.data.collate import SequenceBatch, TokenPair, collate
 from pilaf_ray.errors import ModelError
 from pilaf_ray.losses.logprobs import token_logprobs
 
@@ -24,22 +25,30 @@ class ScoringModel(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Log-probabilities in fp32, shape (response tokens of the batch,)."""
+        rows = last_hidden_states(self.network, batch)[batch.token_row, batch.token_position]
         network: Any = self.network
-        # Rows of one sequence keep the model's own positions and its fastest attention.
-        own = {"position_ids": batch.position_ids} if batch.attention_mask.ndim == 4 else {}
-        hidden = network.base_model(
-            input_ids=batch.input_ids, attention_mask=self._mask(batch), use_cache=False, **own
-        ).last_hidden_state
-        rows = hidden[batch.token_row, batch.token_position]
         return token_logprobs(rows, batch.targets, network.get_output_embeddings(), self._chunk_tokens)
 
-    def _mask(self, batch: SequenceBatch) -> Tensor:
-        """Padding as it is; who attends to whom as the term that attention adds to its scores."""
-        mask = batch.attention_mask
-        if mask.ndim == 2:
-            return mask
-        dtype = next(self.network.parameters()).dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+def last_hidden_states(network: nn.Module, batch: SequenceBatch) -> Tensor:
+    """Hidden states below the head, shape (rows, seq, width)."""
+    model: Any = network
+    # Rows of one sequence keep the model's own positions and its fastest attention.
+    own = {"position_ids": batch.position_ids} if batch.attention_mask.ndim == 4 else {}
+    output = model.base_model(
+        input_ids=batch.input_ids, attention_mask=_attention(network, batch), use_cache=False, **own
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _attention(network: nn.Module, batch: SequenceBatch) -> Tensor:
+    """Padding as it is; who attends to whom as the term that attention adds to its scores."""
+    mask = batch.attention_mask
+    if mask.ndim == 2:
+        return mask
+    dtype = next(network.parameters()).dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def load_network(path: str, *, dtype: torch.dtype) -> nn.Module:
@@ -52,6 +61,16 @@ def load_network(path: str, *, dtype: torch.dtype) -> nn.Module:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model.policy/reference: cannot load '{path}': {reason}") from error
     return network
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: Callable[[SequenceBatch], Tensor], items: Sequence[TokenPair], device: torch.device
+) -> list[list[float]]:
+    """Log-probability of each response token of (prompt, response) pairs, in one forward."""
+    batch = collate(items).to(device)
+    logprobs = model(batch)
+    return [logprobs[batch.token_sequence == row].tolist() for row in range(len(items))]
 
 
 def sum_by_sequence(logprobs: Tensor, batch: SequenceBatch) -> Tensor:

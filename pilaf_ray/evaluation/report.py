@@ -72,6 +72,23 @@ def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTota
     }
 
 
+def sample_rows(result: EvaluationResult, count: int) -> list[dict[str, Any]]:
+    """Rows of the sample table: the first prompts with their answers."""
+    columns = zip(result.prompts, result.responses, result.rewards, result.kls, strict=True)
+    rows = [{"prompt": p, "response": y, "reward": r, "kl": k} for p, y, r, k in columns]
+    return rows[:count]
+
+
+def learner_seconds(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How the learner spent the training time, over all attempts of the run."""
+    keys = {
+        "learner waits for pairs": "time/wait",
+        "learner trains": "time/train",
+        "learner hands out weights": "time/push",
+    }
+    return {name: sum(line[key] for line in metrics) for name, key in keys.items()}
+
+
 def write_report(
     folder: Path,
     *,

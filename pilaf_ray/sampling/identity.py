@@ -28,3 +28,8 @@ def derive_uniform(pair_id: str, purpose: str) -> float:
     """A number in [0, 1) for one ``purpose``."""
     # 53 bits, so that the largest word does not round up to 1.
     return (_word(pair_id, purpose) >> 11) / (_WORD / 2**11)
+
+
+def is_held_out(pair_id: str, share: float) -> bool:
+    """Whether a pair belongs to the ``share`` that the reward model never trains on, in every run and attempt."""
+    return derive_uniform(pair_id, "reward held out") < share

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, update
 
 from pilaf_ray.errors import LedgerError
-from pilaf_ray.store import codec, queries
+from pilaf_ray.store import codec, queries, reward_uses
 from pilaf_ray.store.database import LedgerDatabase
 from pilaf_ray.store.labels import LabelLog
 from pilaf_ray.store.leases import LeaseBook
@@ -239,6 +239,16 @@ class PreferenceLedger:
                         labeled.append(codec.decode_labeled(row))
         return planned, sampled, labeled
 
+    def record_reward_uses(self, step: int, pair_ids: Sequence[str]) -> None:
+        """The reward model trained on these pairs at ``step``, once for each time that one is named."""
+        with self._database.writing() as connection:
+            reward_uses.record_uses(connection, step, pair_ids)
+
+    def reward_window(self, window_pairs: int, held_out: float) -> list[tuple[LabeledPair, int]]:
+        """The newest trained pairs outside the ``held_out`` share, in plan order, with the reward model's uses."""
+        with self._database.reading() as connection:
+            return reward_uses.newest_with_uses(connection, window_pairs=window_pairs, held_out=held_out)
+
     def next_plan_index(self) -> int:
         """The index that the next new plan gets."""
         with self._database.reading() as connection:
@@ -258,6 +268,7 @@ class PreferenceLedger:
 
     @staticmethod
     def _untrain(connection: Connection, step: int) -> int:
+        reward_uses.forget_uses_after(connection, step)
         result = connection.execute(
             update(pairs)
             .where(pairs.c.trained_step > step)

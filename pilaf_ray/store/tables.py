@@ -9,7 +9,7 @@ the end of the file. Times are UTC in milliseconds.
 from sqlalchemy import BigInteger, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String, Table, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # SQLite gives numbers by itself only to a column of exactly this type.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
@@ -127,12 +127,22 @@ class LeaseRow(Base):
     )
 
 
+class RewardUseRow(Base):
+    """How often the reward model trained on a pair at one step of the run."""
+
+    __tablename__ = "reward_uses"
+
+    plan_index: Mapped[int] = mapped_column(ForeignKey("pairs.plan_index"), primary_key=True, autoincrement=False)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False, index=True)
+    uses: Mapped[int] = mapped_column(Integer)
+
+
 def _table(row: type[Base]) -> Table:
     assert isinstance(row.__table__, Table)
     return row.__table__
 
 
 # The same tables for SQLAlchemy Core, which moves many rows in one statement.
-ledger, pairs, plans, responses, labels, leases = (
-    _table(row) for row in (LedgerRow, PairRow, PlanRow, ResponseRow, LabelRow, LeaseRow)
+ledger, pairs, plans, responses, labels, leases, reward_uses = (
+    _table(row) for row in (LedgerRow, PairRow, PlanRow, ResponseRow, LabelRow, LeaseRow, RewardUseRow)
 )

@@ -28,6 +28,17 @@ def test_shipped_configurations_load(path: Path) -> None:
         ("algorithm.beta=1.5", "which must be below 1"),
         ("sampler={type: t_pilaf, beta: 1.0}", "sampler.t_pilaf.beta: Input should be less than 1"),
         ("sampler={type: best_of_n, n: 1}", "greater than or equal to 2"),
+        ("algorithm={type: ppo}", "algorithm.type: ppo optimises the policy against a reward model: add a section"),
+        ("algorithm={type: grpo, kl_estimator: k1}", "has a gradient of mean zero: set algorithm.kl_estimator: k3"),
+        ("algorithm={type: rloo, group_size: 1}", "greater than or equal to 2"),
+        ("algorithm={type: rloo, mini_batches: 3}", "does not divide algorithm.batch_prompts = 4"),
+        (
+            "algorithm={type: ppo, kl_controller: {type: adaptive, target: 5, horizon: 8}}",
+            "horizon = 8 is shorter than a batch of algorithm.batch_prompts × algorithm.group_size = 16",
+        ),
+        ("algorithm={type: ppo, batch_prompts: 0}", "greater than or equal to 1"),
+        ("reward_model={replay: {held_out: 1.0}}", "less than 1"),
+        ("sampler={type: pilaf_reward}", "sampler.scorer: reward_model needs a reward model"),
         ("run.name='[a'x", "not valid YAML"),
         ("nonsense", "not of the form key=value"),
         ("run.name.x=1", "'name' is a value, not a section"),
@@ -38,6 +49,13 @@ def test_mistakes_are_one_line(override: str, message: str) -> None:
         load_config(QUICKSTART, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rollouts_need_the_policys_own_log_probabilities() -> None:
+    overrides = ["algorithm={type: rloo}", "reward_model={}"]
+    assert load_config(QUICKSTART, overrides).algorithm.beta == 0.05
+    with pytest.raises(ConfigError, match=r"set generation.temperature and generation.top_p to 1"):
+        load_config(QUICKSTART, [*overrides, "generation.temperature=0.7"])
 
 
 def test_missing_file_is_said() -> None:

@@ -1,5 +1,7 @@
 """Sharing a prompt's forward changes no log-probability and no gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -51,8 +53,8 @@ def test_the_probe_accepts_a_model_that_obeys_and_rejects_one_that_does_not(netw
     class Deaf(ScoringModel):
         """Attends to everything before a token, whatever the mask says."""
 
-        def _mask(self, batch):
-            return torch.ones_like(batch.input_ids)
+        def forward(self, batch):
+            return super().forward(replace(batch, attention_mask=torch.ones_like(batch.input_ids)))
 
     assert not shares_prompts(network, Deaf(network, chunk_tokens=8), device=cpu)
 

@@ -1,0 +1,204 @@
+"""The reward model r̂: Bradley–Terry maximum likelihood with DeepSpeed, and scores for whoever asks."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pilaf_ray.data.collate import TokenPair, micro_batches
+from pilaf_ray.data.response_batches import ResponseBatches
+from pilaf_ray.data.retokenize import Retokenizer
+from pilaf_ray.engines.learner_setup import join_group
+from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head, same_vocabulary
+from pilaf_ray.engines.shared_prompt import shares_prompts
+from pilaf_ray.engines.training_engine import TrainingEngine
+from pilaf_ray.errors import NonFiniteLossError
+from pilaf_ray.losses.bradley_terry import bradley_terry_loss
+from pilaf_ray.observability.usage import UsageClock
+from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult, RoleUsage, ScoringItem
+
+
+class RewardLearner:
+    """One rank of r̂; every method is called on all ranks together.
+
+    A response is scored at its last token. With the policy's vocabulary r̂ reads the tokens
+    that were sampled; a reward model with a tokenizer of its own gets prompt and response
+    as text, in its own chat template (:class:`pilaf_ray.data.retokenize.Retokenizer`).
+
+    Args:
+        model_path: a language model, which gets a new scalar head, or a reward model.
+        policy_path: whose tokens responses are given in.
+        centering: strength of the penalty on r̂(a) + r̂(b), see ``losses/bradley_terry.py``.
+        trainable_layers: train only so many of the last layers and the head; all when left out.
+        max_length: longest conversation that is read where it is tokenised anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        policy_path: str,
+        rank: int,
+        world_size: int,
+        master_addr: str,
+        master_port: int,
+        zero_stage: int,
+        precision: str,
+        learning_rate: float,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        max_grad_norm: float = 1.0,
+        micro_batch_tokens: int,
+        centering: float = 0.0,
+        trainable_layers: int | None = None,
+        gradient_checkpointing: bool = False,
+        share_prompts: bool = True,
+        system_prompt: str | None = None,
+        max_length: int = 1024,
+        cpu_threads: int = 1,
+        seed: int = 0,
+        dump_folder: Path,
+    ) -> None:
+        torch.set_num_threads(cpu_threads)
+        # The head of a language model is drawn here, and must be the same on every rank.
+        torch.manual_seed(seed)
+        join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
+        self._clock = UsageClock(f"reward-{rank}")
+        self._version, self._centering, self._dump_folder = 0, centering, dump_folder
+        network = load_scalar_head(model_path, setting="reward_model.path", trainable_layers=trainable_layers)
+        if gradient_checkpointing:
+            network.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        self._retokenize = (
+            None
+            if same_vocabulary(policy_path, model_path)
+            else Retokenizer(model_path, system_prompt=system_prompt, max_length=max_length)
+        )
+        self._engine = TrainingEngine(
+            ScalarHeadModel(network),
+            rank=rank,
+            world_size=world_size,
+            zero_stage=zero_stage,
+            precision=precision,
+            learning_rate=learning_rate,
+            lr_schedule="constant",
+            warmup_steps=warmup_steps,
+            total_steps=0,
+            weight_decay=weight_decay,
+            betas=betas,
+            max_grad_norm=max_grad_norm,
+        )
+        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        share = share_prompts and shares_prompts(
+            network,
+            lambda batch: self._engine(batch, batch.token_row, batch.token_position),
+            device=self._engine.device,
+        )
+        self._batches = ResponseBatches(share=share, max_tokens=micro_batch_tokens)
+        self._max_tokens = micro_batch_tokens
+
+    def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
+        """One optimiser step on the mean loss of ``batch``.
+
+        Raises:
+            NonFiniteLossError: on every rank, before any weight changes; the batch is saved.
+        """
+        with self._clock.busy():
+            self._engine.train()
+            items = [self._tokens(i.pair.plan.prompt, r.token_ids, r.text) for i in batch for r in (i.pair.a, i.pair.b)]
+            groups = self._engine.share(self._pair_groups(items))
+            places: list[int] = []
+            margins: list[float] = []
+            loss = 0.0
+            for number, group in enumerate(groups):
+                # A rank without work in this round still takes part in the collectives, with weight zero.
+                pairs, weight = group or [0], 1.0 if group else 0.0
+                rewards = self._forward([items[side] for pair in pairs for side in (2 * pair, 2 * pair + 1)])
+                probability = rewards.new_tensor([_probability(batch[pair]) for pair in pairs])
+                outputs = bradley_terry_loss(rewards[0::2], rewards[1::2], probability, centering=self._centering)
+                self._require_finite("loss", outputs.loss, batch)
+                total = outputs.loss.sum() * weight / len(batch)
+                self._engine.backward(total, last=number == len(groups) - 1)
+                loss += float(total.detach())
+                places += group
+                margins += (rewards[0::2] - rewards[1::2]).tolist()[: len(group)]
+            grad_norm = self._engine.step()
+            self._require_finite("gradient", grad_norm, batch)
+            self._version += 1
+            return RewardStepResult(
+                version=self._version,
+                loss=self._engine.total({"loss": loss})["loss"],
+                margins=tuple(self._engine.gather(places, margins, count=len(batch))),
+                grad_norm=float(grad_norm),
+            )
+
+    @torch.no_grad()
+    def score(self, items: Sequence[ScoringItem]) -> RewardScores:
+        """r̂ of each response, in order; raises NonFiniteLossError where one is NaN or infinite."""
+        with self._clock.busy():
+            self._engine.eval()
+            tokens = [self._tokens(item.prompt, item.token_ids, item.text) for item in items]
+            places: list[int] = []
+            values: list[float] = []
+            for group in self._engine.share(self._batches.groups(tokens)):
+                values += self._forward([tokens[i] for i in group or [0]]).tolist()[: len(group)]
+                places += group
+            scores = self._engine.gather(places, values, count=len(items))
+        if not all(map(math.isfinite, scores)):
+            raise NonFiniteLossError(
+                f"reward model, version {self._version}: a score is not finite. Lower reward_model.learning_rate"
+            )
+        return RewardScores(version=self._version, values=tuple(scores))
+
+    def _pair_groups(self, items: Sequence[TokenPair]) -> list[list[int]]:
+        """Micro-batches of pairs: their two sides stand next to each other in ``items``."""
+        sides = list(zip(items[0::2], items[1::2], strict=True))
+        if self._batches.share:
+            lengths = [len(a[0]) + len(a[1]) + len(b[1]) for a, b in sides]
+            return micro_batches(lengths, rows_per_item=1, max_tokens=self._max_tokens)
+        lengths = [max(len(prompt) + len(response) for prompt, response in pair) for pair in sides]
+        return micro_batches(lengths, rows_per_item=2, max_tokens=self._max_tokens)
+
+    def _forward(self, tokens: Sequence[TokenPair]) -> Tensor:
+        batch = self._batches.collate(tokens).to(self._engine.device)
+        return self._engine(batch, batch.end_row, batch.end_position)
+
+    def _tokens(self, prompt: Prompt, token_ids: tuple[int, ...], text: str) -> TokenPair:
+        if self._retokenize is None:
+            return prompt.token_ids, token_ids
+        return self._retokenize(prompt.text, text)
+
+    def _require_finite(self, what: str, values: Tensor, batch: Sequence[LabeledPair]) -> None:
+        if self._engine.all_finite(values):
+            return
+        path = self._dump_folder / f"reward-version-{self._version}.json"
+        if self._engine.rank == 0:
+            self._dump_folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps([asdict(item) for item in batch]))
+        raise NonFiniteLossError(
+            f"reward model, step {self._version + 1}: the {what} is not finite; no weight was changed, the batch is "
+            f"in {path}. Lower reward_model.learning_rate"
+        )
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's native checkpoint with the version, the RNG state, and a Hugging Face folder ``hf/``."""
+        self._engine.save(folder, dtype=self._dtype, state={"version": self._version})
+
+    def load(self, folder: Path) -> None:
+        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        self._version = int(self._engine.load(folder)["version"])
+
+    def usage(self) -> RoleUsage:
+        """Busy time and peak memory."""
+        return self._clock.usage()
+
+
+def _probability(item: LabeledPair) -> float:
+    assert item.label.probability is not None, "an abstained pair is never trained on"
+    return item.label.probability

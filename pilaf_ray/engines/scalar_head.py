@@ -1,0 +1,89 @@
+"""A decoder that answers with one number instead of a distribution: reward models and value models."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pilaf_ray.data.collate import SequenceBatch
+from pilaf_ray.engines.scoring import last_hidden_states
+from pilaf_ray.errors import ConfigError, ModelError
+
+
+class ScalarHeadModel(nn.Module):
+    """A Hugging Face sequence-classification decoder with one output, read at any token."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: SequenceBatch, rows: Tensor, positions: Tensor) -> Tensor:
+        """The head's output in fp32 at the given places, shape (places,).
+
+        Args:
+            batch: what the decoder reads.
+            rows: row of each place.
+            positions: token in the row of each place.
+        """
+        network: Any = self.network
+        hidden = last_hidden_states(self.network, batch)[rows, positions]
+        values: Tensor = network.score(hidden)[:, 0].float()
+        return values
+
+
+def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = None) -> nn.Module:
+    """A decoder with a scalar head, in fp32; the head is drawn anew where the folder holds none.
+
+    Args:
+        path: a language model or a reward model: folder or hub id.
+        setting: names the configuration key in errors.
+        trainable_layers: train only so many of the last layers, the last norm and the head.
+
+    Raises:
+        ModelError: in one line.
+        ConfigError: more layers are to be trained than there are.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config: Any = AutoConfig.from_pretrained(path)
+        is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
+        if is_classifier and config.num_labels != 1:
+            raise ModelError(f"{setting}: '{path}' has {config.num_labels} outputs; a reward model has 1")
+        network: Any = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{setting}: cannot load '{path}': {str(error).splitlines()[0]}") from error
+    if not isinstance(getattr(network, "score", None), nn.Linear):
+        raise ModelError(f"{setting}: '{path}' is no decoder with a linear head ({type(network).__name__})")
+    if trainable_layers is not None:
+        _freeze(network, trainable_layers, setting)
+    return network  # type: ignore[no-any-return]
+
+
+def _freeze(network: Any, trainable_layers: int, setting: str) -> None:
+    """Keep the embeddings and the lower layers as they are."""
+    base = network.base_model
+    count = network.config.get_text_config().num_hidden_layers
+    stacks = [m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if trainable_layers > count or not stacks:
+        raise ConfigError(
+            f"{setting}: trainable_layers = {trainable_layers}, but the model has {count} layers: lower it"
+        )
+    frozen: list[nn.Module] = [*stacks[0][: count - trainable_layers]]
+    frozen += [m for m in base.children() if isinstance(m, nn.Embedding)]
+    for module in frozen:
+        module.requires_grad_(False)
+
+
+def same_vocabulary(policy_path: str, other_path: str) -> bool:
+    """Whether the same token id means the same to both models."""
+    if Path(policy_path) == Path(other_path):
+        return True
+    from transformers import AutoTokenizer
+
+    policy: Any = AutoTokenizer.from_pretrained(policy_path)
+    other: Any = AutoTokenizer.from_pretrained(other_path)
+    return bool(policy.get_vocab() == other.get_vocab())

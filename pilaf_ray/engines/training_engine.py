@@ -1,0 +1,161 @@
+"""What every learner does with a network: micro-batches, one optimiser step, checkpoints, whole weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pilaf_ray.engines.learner_setup import make_engine
+from pilaf_ray.engines.scoring import write_hf_folder
+from pilaf_ray.errors import CheckpointError
+
+# DeepSpeed divides by the number of accumulation steps; any number above 1 selects its accumulating code
+# path, and the boundary is set by hand because the number of micro-batches differs from step to step.
+_ACCUMULATION = 2
+
+
+class TrainingEngine:
+    """One rank of a network in training; every method is called on all ranks together.
+
+    Args:
+        model: what is called; its attribute ``network`` is the Hugging Face model.
+        settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
+    """
+
+    def __init__(self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, **settings: Any) -> None:
+        self.rank, self.world_size, self._zero_stage = rank, world_size, zero_stage
+        self._engine, self._schedule = make_engine(model, zero_stage=zero_stage, accumulation=_ACCUMULATION, **settings)
+        self._engine.eval()
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The model's forward; without gradients unless :meth:`train` was called."""
+        output: Tensor = self._engine(*arguments)
+        return output
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        device: torch.device = self._engine.device
+        return device
+
+    @property
+    def network(self) -> Any:
+        """The Hugging Face model."""
+        return self._engine.module.network
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._engine.get_lr()[0])
+
+    def train(self) -> None:
+        """Prepare for a step."""
+        self._engine.train()
+
+    def eval(self) -> None:
+        """Prepare for forwards only."""
+        self._engine.eval()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-batch's share of the loss of the whole batch; ``last`` before :meth:`step`."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * (self.world_size * _ACCUMULATION))
+
+    def step(self) -> Tensor:
+        """Update the weights; returns the gradient's norm before clipping.
+
+        With a norm that is not finite no weight has changed under ZeRO, and without it none
+        when the caller refuses: call :meth:`all_finite` and raise.
+        """
+        if self._zero_stage == 0:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if self.all_finite(norm):
+                self._engine.step()
+                self._schedule.step()
+            return norm
+        self._engine.step()
+        # The ZeRO optimizers skip an update with a gradient that is not finite, and go on in silence.
+        norm = torch.as_tensor(self._engine.get_global_grad_norm())
+        if self.all_finite(norm):
+            self._schedule.step()
+        return norm
+
+    def all_finite(self, values: Tensor) -> bool:
+        """Whether all values are finite on all ranks."""
+        bad = (~torch.isfinite(values)).any().to(self.device, torch.float32)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(bad)
+        return bad.item() == 0
+
+    def share(self, groups: list[list[int]]) -> list[list[int]]:
+        """This rank's micro-batches of all; every rank gets the same number of them, some empty."""
+        if len(groups) < self.world_size:
+            order = [index for group in groups for index in group]
+            groups = [order[rank :: self.world_size] for rank in range(self.world_size)]
+        rounds = -(-len(groups) // self.world_size)
+        mine = groups[self.rank :: self.world_size]
+        return mine + [[] for _ in range(rounds - len(mine))]
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the ranks; the names are the same on all."""
+        names = sorted(values)
+        numbers = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(numbers)
+        return dict(zip(names, numbers.tolist(), strict=True))
+
+    def gather(self, places: Sequence[int], values: Sequence[float], *, count: int) -> list[float]:
+        """One list of ``count`` numbers from those that each rank has of it."""
+        numbers = torch.zeros(count, dtype=torch.float64, device=self.device)
+        numbers[torch.tensor(places, dtype=torch.long, device=self.device)] = torch.tensor(
+            values, dtype=torch.float64, device=self.device
+        )
+        if self.world_size > 1:
+            torch.distributed.all_reduce(numbers)
+        gathered: list[float] = numbers.tolist()
+        return gathered
+
+    def named_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and full tensors in ``dtype``, on the CPU.
+
+        Under ZeRO-3 each parameter is gathered on its own, so at most one is whole at a
+        time; all ranks must walk the iterator together. A tensor may be the parameter itself:
+        it is to be copied before the next is asked for. A tied output head appears once, as
+        the input embedding.
+        """
+        import deepspeed
+
+        for name, parameter in self.network.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                yield name, parameter.detach().to("cpu", dtype)
+
+    def save(self, folder: Path, *, dtype: torch.dtype, state: Mapping[str, Any] | None = None) -> None:
+        """DeepSpeed's native checkpoint with ``state``, the RNG state, and a Hugging Face folder ``hf/``."""
+        try:
+            self._save(folder, dtype, dict(state or {}))
+        except (OSError, RuntimeError) as error:
+            # torch.save reports a full disk as a RuntimeError of its own.
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{folder}: rank {self.rank} cannot write its checkpoint ({reason}); is the disk full? "
+                "Earlier checkpoints are intact: make room and continue with --resume"
+            ) from error
+
+    def _save(self, folder: Path, dtype: torch.dtype, state: dict[str, Any]) -> None:
+        state["schedule"] = self._schedule.state_dict()
+        self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, client_state=state)
+        torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
+        weights = {name: tensor.clone() for name, tensor in self.named_weights(dtype)}
+        if self.rank == 0:
+            write_hf_folder(self.network, weights, folder / "hf")
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore what :meth:`save` wrote, with the same number of ranks; returns its ``state``."""
+        _, state = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        self._schedule.load_state_dict(state.pop("schedule"))
+        torch.set_rng_state(torch.load(folder / f"rng-{self.rank}.pt", weights_only=True))
+        restored: dict[str, Any] = state
+        return restored
