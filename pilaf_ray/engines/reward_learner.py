@@ -104,7 +104,7 @@ class RewardLearner:
         self._max_tokens = micro_batch_tokens
 
     def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
-        """One optimiser step on the mean loss of ``batch``.
+        """One optimiser step on the mean of ``batch``'s losses, each times its pair's ``loss_weight``.
 
         Raises:
             NonFiniteLossError: on every rank, before any weight changes; the batch is saved.
@@ -123,7 +123,8 @@ class RewardLearner:
                 probability = rewards.new_tensor([_probability(batch[pair]) for pair in pairs])
                 outputs = bradley_terry_loss(rewards[0::2], rewards[1::2], probability, centering=self._centering)
                 self._require_finite("loss", outputs.loss, batch)
-                total = outputs.loss.sum() * weight / len(batch)
+                importance = rewards.new_tensor([batch[pair].pair.loss_weight for pair in pairs])
+                total = (outputs.loss * importance).sum() * weight / len(batch)
                 self._engine.backward(total, last=number == len(groups) - 1)
                 loss += float(total.detach())
                 places += group
