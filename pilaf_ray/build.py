@@ -174,8 +174,3 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
         "seed": config.run.seed,
         "dump_folder": folder.path / "failed_batches",
     }
-
-
-def ledger_url(folder: RunFolder) -> str:
-    """SQLAlchemy URL of the run's ledger."""
-    return f"sqlite:///{Path(folder.path).resolve() / 'preferences.db'}"

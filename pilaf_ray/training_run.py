@@ -22,6 +22,7 @@ from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.errors import LedgerError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.report import (
     EvaluationResult,
@@ -44,6 +45,7 @@ from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, Unfinis
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder, open_run_folder
+from pilaf_ray.store.location import ledger_location
 from pilaf_ray.store.records import ENDED
 from pilaf_ray.types import PairState
 
@@ -141,6 +143,7 @@ class TrainingRun:
             "folder": str((self._folder.path / "weights").resolve()),
             "timeout_seconds": config.weights.deadline_seconds,
         }
+        location = ledger_location(self._folder.path, url=config.store.url)
         generation, learner = config.generation, config.learner
         generators, reference, oracle, group, store, reward = await asyncio.gather(
             launcher.generators(
@@ -171,7 +174,7 @@ class TrainingRun:
                 ranks=learner.ranks,
                 resources=RoleResources(num_cpus=r.learner.cpus, num_gpus=r.learner.gpus, threads=learner.cpu_threads),
             ),
-            launcher.store(build.ledger_url(self._folder)),
+            launcher.store(location.url, location.namespace),
             self._start_reward(launcher),
         )
         self._events.record("roles ready", seconds=time.monotonic() - self._started)
@@ -207,6 +210,10 @@ class TrainingRun:
 
     async def _restore(self, roles: Roles, *, resume: bool) -> tuple[int, UnfinishedWork, int]:
         """Load the newest checkpoint and put the ledger back to it."""
+        if not resume and await roles.store.next_plan_index():
+            raise LedgerError(
+                f"store.url: the database holds a run '{self._config.run.name}' already: choose another run.name"
+            )
         found = self._checkpoints.latest() if resume else None
         step = found[0] if found is not None else 0
         await roles.store.reset_after(step)

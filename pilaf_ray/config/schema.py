@@ -13,6 +13,7 @@ from pilaf_ray.config.oracle import OracleConfig
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler
+from pilaf_ray.config.store import StoreSection
 from pilaf_ray.config.submission import SubmissionSection
 
 
@@ -221,6 +222,7 @@ class RunConfig(Section):
     """A reward model that trains beside the policy; none when left out."""
     pipeline: PipelineSection = PipelineSection()
     weights: WeightsSection = WeightsSection()
+    store: StoreSection = StoreSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()

@@ -78,25 +78,28 @@ def read_run(path: Path, *, sample_pairs: int = 0) -> RunRecord:
     if not files:
         raise RunFolderError(f"{path}: nothing was evaluated yet; wait for the run's first evaluation")
     metrics, summary = path / "metrics.jsonl", path / "report" / "summary.json"
+    settings = json.loads(config.read_text())
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
     return RunRecord(
         path=path,
-        config=json.loads(config.read_text()),
+        config=settings,
         # A line that is being written at this moment is left out.
         metrics=[json.loads(line) for line in lines if line.endswith("}")],
         evaluations=[EvaluationResult(**json.loads(file.read_text())) for file in files],
         summary=json.loads(summary.read_text()) if summary.is_file() else None,
-        pairs=_read_pairs(path / "preferences.db", sample_pairs),
+        pairs=_read_pairs(path, settings.get("store", {}).get("url"), sample_pairs),
     )
 
 
-def _read_pairs(ledger: Path, count: int) -> list[LabeledPair]:
+def _read_pairs(run: Path, url: str | None, count: int) -> list[LabeledPair]:
     """``count`` trained pairs, evenly spread over the run."""
-    if not count or not ledger.is_file():
+    if not count or (url is None and not (run / "preferences.db").is_file()):
         return []
+    from pilaf_ray.store.location import ledger_location
     from pilaf_ray.store.reading import LedgerReader
 
-    reader = LedgerReader(f"sqlite:///{ledger.resolve()}")
+    location = ledger_location(run, url=url)
+    reader = LedgerReader(location.url, namespace=location.namespace)
     try:
         return reader.trained_sample(count)
     finally:
