@@ -27,6 +27,7 @@ def reward_arguments(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "zero_stage": reward.zero_stage,
         "precision": resolve_dtype(reward.precision),
         "learning_rate": reward.learning_rate,
+        "head_learning_rate": reward.head_learning_rate,
         "warmup_steps": reward.warmup_steps,
         "weight_decay": reward.weight_decay,
         "betas": tuple(reward.adam_betas),

@@ -121,6 +121,8 @@ class ValueModelConfig(Section):
     """Model to start from; model.policy with a new scalar head when left out."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Constant."""
+    head_learning_rate: float | None = Field(default=1e-3, gt=0)
+    """Of the scalar head, which starts from nothing; null for that of the rest."""
     clip: float | None = Field(default=0.2, gt=0)
     """A value may move so far from its old one before its loss stops falling; null for the plain squared error."""
     trainable_layers: int | None = Field(default=None, ge=0)

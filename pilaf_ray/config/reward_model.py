@@ -44,6 +44,8 @@ class RewardModelSection(Section):
     """Compute format; master weights are fp32 either way."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """After the warm-up; constant."""
+    head_learning_rate: float | None = Field(default=1e-3, gt=0)
+    """Of the scalar head, which starts from nothing; null for that of the rest."""
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up, in r̂'s own steps."""
     weight_decay: float = Field(default=0.0, ge=0)

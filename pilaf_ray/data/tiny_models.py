@@ -106,6 +106,22 @@ def make_tiny_gpt2(folder: Path | str, *, seed: int, vocab: int = 512) -> Path:
     return _save(Path(folder), config=config, tokenizer=tokenizer, seed=seed)
 
 
+def make_tiny_reward_model(base: Path | str, folder: Path | str, *, seed: int = 0) -> Path:
+    """Write the model in ``base`` with a random scalar head, as an ordinary reward model."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    factory: Any = AutoModelForSequenceClassification  # untyped upstream
+    network = factory.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(network.score.weight, std=0.1)
+    network.save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
 def make_tiny_tokenizer(*, vocab: int = 512) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE of exactly ``vocab`` tokens on a few lines of English.
 

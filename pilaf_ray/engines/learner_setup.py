@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,8 +62,10 @@ def make_engine(
     weight_decay: float,
     betas: tuple[float, float],
     max_grad_norm: float,
+    head: Sequence[nn.Parameter] = (),
+    head_learning_rate: float | None = None,
 ) -> tuple[Any, LambdaLR]:
-    """A DeepSpeed engine and its schedule.
+    """A DeepSpeed engine and its schedule; parameters of ``head`` may have a learning rate of their own.
 
     With ``bfloat16`` the optimizer keeps fp32 master weights: small learning rates
     round away in bf16.
@@ -80,8 +82,13 @@ def make_engine(
     }
     if precision == "bfloat16":
         settings["bf16"] = {"enabled": True}
+    apart = {id(p) for p in head} if head_learning_rate is not None else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in apart]}]
+    if apart:
+        groups.append({"params": list(head), "lr": head_learning_rate})
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        groups,
         lr=learning_rate,
         betas=betas,
         weight_decay=weight_decay,

@@ -32,6 +32,7 @@ class RewardLearner:
     Args:
         model_path: a language model, which gets a new scalar head, or a reward model.
         policy_path: whose tokens responses are given in.
+        head_learning_rate: of the scalar head; that of the rest when left out.
         centering: strength of the penalty on r̂(a) + r̂(b), see ``losses/bradley_terry.py``.
         trainable_layers: train only so many of the last layers and the head; all when left out.
         max_length: longest conversation that is read where it is tokenised anew.
@@ -49,6 +50,7 @@ class RewardLearner:
         zero_stage: int,
         precision: str,
         learning_rate: float,
+        head_learning_rate: float | None = None,
         warmup_steps: int = 0,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -65,7 +67,6 @@ class RewardLearner:
         dump_folder: Path,
     ) -> None:
         torch.set_num_threads(cpu_threads)
-        # The head of a language model is drawn here, and must be the same on every rank.
         torch.manual_seed(seed)
         join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
         self._clock = UsageClock(f"reward-{rank}")
@@ -93,6 +94,8 @@ class RewardLearner:
             weight_decay=weight_decay,
             betas=betas,
             max_grad_norm=max_grad_norm,
+            head=list(network.score.parameters()),  # type: ignore[union-attr,operator]
+            head_learning_rate=head_learning_rate,
         )
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         share = share_prompts and shares_prompts(

@@ -49,7 +49,8 @@ class RolloutLearner:
         kl_coefficient: at the start; ``kl_target`` and ``kl_horizon`` make it adaptive.
         kl_estimator: of the KL in the loss, where it is not in the reward.
         importance_cap: truncation of π_old/μ; None leaves stale rollouts uncorrected.
-        value: PPO's value model: ``model_path``, ``learning_rate``, ``clip``, ``trainable_layers``.
+        value: PPO's value model: ``model_path``, ``learning_rate``, ``head_learning_rate``, ``clip`` and
+            ``trainable_layers``.
         optimizer: further settings of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
 
@@ -102,11 +103,12 @@ class RolloutLearner:
         self._value_clip: float | None = None
         if value is not None:
             self._value_clip = value["clip"]
-            critic = load_scalar_head(
+            critic: Any = load_scalar_head(
                 value["model_path"], setting="algorithm.value.path", trainable_layers=value["trainable_layers"]
             )
             networks.append(critic)
             settings = {**optimizer, "learning_rate": value["learning_rate"], "lr_schedule": "constant"}
+            settings |= {"head": list(critic.score.parameters()), "head_learning_rate": value["head_learning_rate"]}
             self._value = TrainingEngine(ScalarHeadModel(critic), **ranks, **settings)
         for each in networks if gradient_checkpointing else ():
             each.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

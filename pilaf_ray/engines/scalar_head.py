@@ -33,7 +33,7 @@ class ScalarHeadModel(nn.Module):
 
 
 def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = None) -> nn.Module:
-    """A decoder with a scalar head, in fp32; the head is drawn anew where the folder holds none.
+    """A decoder with a scalar head, in fp32; a new head is zero, so that every text is worth the same.
 
     Args:
         path: a language model or a reward model: folder or hub id.
@@ -51,13 +51,19 @@ def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = 
         is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
         if is_classifier and config.num_labels != 1:
             raise ModelError(f"{setting}: '{path}' has {config.num_labels} outputs; a reward model has 1")
-        network: Any = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+        network: Any
+        network, found = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{setting}: cannot load '{path}': {str(error).splitlines()[0]}") from error
     if not isinstance(getattr(network, "score", None), nn.Linear):
         raise ModelError(f"{setting}: '{path}' is no decoder with a linear head ({type(network).__name__})")
+    if "score.weight" in found["missing_keys"]:
+        # A head that is drawn would start with opinions, as large as those that are to be learned.
+        nn.init.zeros_(network.score.weight)
     if trainable_layers is not None:
         _freeze(network, trainable_layers, setting)
     return network  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pairs import plan
 
 from pilaf_ray.data.collate import TokenPair
-from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2
+from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2, make_tiny_reward_model
 from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.types import (
     FinishReason,
@@ -103,7 +103,9 @@ def work(task: str, rank: int, ranks: int, stage: int, port: int, folders: list[
 
 def agree(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path) -> dict[str, Any]:
     """Steps and scores of one rank, and on a single rank those of a plain loop."""
-    learner = make(model, out, rank=rank, world_size=ranks, zero_stage=stage, master_port=port)
+    learner = make(
+        model.parent / "reward", out, policy=model, rank=rank, world_size=ranks, zero_stage=stage, master_port=port
+    )
     batch, probe = pairs(6, seed=1), scoring_items(pairs(3, seed=2))
     learner.save(out)
     found: dict[str, Any] = {"before": learner.score(probe), "steps": [learner.train_step(batch) for _ in range(3)]}
@@ -153,6 +155,7 @@ def recover(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path
     partly.train_step(pairs(16, seed=1))
     after = dict(partly._engine.network.named_parameters())
     learner = make(model, out, master_port=port, micro_batch_tokens=1024)
+    blank = set(learner.score(scoring_items(pairs(4, seed=1))).values)
     for step in range(120):
         learner.train_step(pairs(32, seed=100 + step))
     held_out = pairs(64, seed=9)
@@ -160,6 +163,7 @@ def recover(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path
     return {
         "margins": [a - b for a, b in zip(scores[0::2], scores[1::2], strict=True)],
         "known": [0.5 * (i.pair.a.token_ids.count(GOOD) - i.pair.b.token_ids.count(GOOD)) for i in held_out],
+        "blank": blank,
         "frozen": all(torch.equal(value, after[name]) for name, value in lower.items()),
         "trained": not any(torch.equal(value, after[name]) for name, value in top.items()),
         "names": sorted(lower),
@@ -213,6 +217,7 @@ def run(task: str, *folders: Path, ranks: int = 1, stage: int = 1) -> dict[str, 
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "policy"
     make_tiny_llama(folder, seed=0)
+    make_tiny_reward_model(folder, folder.parent / "reward")
     return folder
 
 
@@ -242,13 +247,15 @@ def test_known_rewards_are_recovered_and_lower_layers_can_stay(model: Path, tmp_
     # Not the order only: the slope of r̂'s differences on the known ones is that of the log-odds.
     slope = (margins * known).sum() / known.square().sum()
     assert slope == pytest.approx(1.0, abs=0.25)
+    assert found["blank"] == {0.0}, "a new head has no opinion"
     assert found["frozen"] and found["trained"]
     assert any("embed" in name for name in found["names"]) and not any("layers.1" in name for name in found["names"])
 
 
 def test_a_reward_model_with_another_vocabulary_reads_texts(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    make_tiny_qwen2(other, seed=3, vocab=400)
+    make_tiny_qwen2(tmp_path / "base", seed=3, vocab=400)
+    make_tiny_reward_model(tmp_path / "base", other)
     found = run("retokenise", other, model, tmp_path / "out")
     assert found["scores"] == pytest.approx(found["expected"], abs=1e-4)
     assert len(set(found["scores"])) == 3

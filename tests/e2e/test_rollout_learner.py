@@ -8,7 +8,7 @@ import pytest
 import torch
 from pairs import plan
 
-from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_reward_model
 from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.types import FinishReason, RewardScores, RolloutPlan, SampledResponse, ScoredGroup, VersionSpan
 
@@ -88,7 +88,13 @@ def make(kind: str, model: Path, out: Path, *, rank: int, ranks: int, port: int,
         aggregation={"ppo": "token_mean", "rloo": "response_sum", "grpo": "response_mean"}[kind],  # type: ignore[arg-type]
         epochs=2,
         mini_batches=2,
-        value={"model_path": str(model), "learning_rate": RATE, "clip": 0.1, "trainable_layers": None}
+        value={
+            "model_path": str(model.parent / "critic"),
+            "learning_rate": RATE,
+            "head_learning_rate": 2 * RATE,
+            "clip": 0.1,
+            "trainable_layers": None,
+        }
         if kind == "ppo"
         else None,
         optimizer={
@@ -128,9 +134,8 @@ def plain_step(kind: str, model: Path, groups: list[ScoredGroup]) -> list[list[f
     """Two passes of two optimiser steps, one response at a time, everything spelled out."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    torch.manual_seed(0)
     policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    critic: Any = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+    critic: Any = AutoModelForSequenceClassification.from_pretrained(model.parent / "critic", dtype=torch.float32)
     rows = flat(groups)
 
     def logprobs(row: Row) -> torch.Tensor:
@@ -145,8 +150,11 @@ def plain_step(kind: str, model: Path, groups: list[ScoredGroup]) -> list[list[f
     old = [logprobs(row).detach() for row in rows]
     old_values = [values(row).detach() for row in rows]
     advantages, returns = plain_advantages(kind, rows, old_values)
+    body = [p for name, p in critic.named_parameters() if name != "score.weight"]
+    critic_groups = [{"params": body}, {"params": [critic.score.weight], "lr": 2 * RATE}]
     policy_step, value_step = (
-        torch.optim.AdamW(m.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0) for m in (policy, critic)
+        torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+        for groups in (policy.parameters(), critic_groups)
     )
     for chosen in (range(0, 4), range(4, 8)) * 2:
         tokens = sum(len(rows[i][1]) for i in chosen)
@@ -225,6 +233,7 @@ def run(kind: str, model: Path, out: Path, *, ranks: int = 1, stage: int = 0) ->
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "policy"
     make_tiny_llama(folder, seed=0)
+    make_tiny_reward_model(folder, folder.parent / "critic")
     return folder
 
 
