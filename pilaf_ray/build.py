@@ -9,12 +9,14 @@ from typing import Any
 
 from pilaf_ray.build_rewards import rollout_learner_arguments
 from pilaf_ray.build_samplers import build_sampler
-from pilaf_ray.config.algorithms import RolloutAlgorithm
+from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm, ValueModelConfig
 from pilaf_ray.config.oracle import FunctionOracleConfig
+from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import PromptSourceConfig, RunConfig
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
+from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.errors import ModelError
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
@@ -36,8 +38,7 @@ def build_inputs(config: RunConfig) -> RunInputs:
     """Load prompts and settle dtypes; raises PromptError, ModelError or ConfigError."""
     for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
         _require_model(key, path)
-    if config.reward_model and config.reward_model.path:
-        _require_model("reward_model.path", config.reward_model.path)
+    _check_scalar_heads(config)
     check_models(config.model.policy, config.model.reference_path, max_model_len=config.model.max_length)
     check_tokenizers(config.model.policy, config.model.reference_path)
     train = _load(config, config.prompts.train)
@@ -49,6 +50,19 @@ def build_inputs(config: RunConfig) -> RunInputs:
         dtype=resolve_dtype(config.model.dtype),
         precision=resolve_dtype(config.learner.precision),
     )
+
+
+def _check_scalar_heads(config: RunConfig) -> None:
+    """The reward model and PPO's value model, as far as their configurations tell."""
+    heads: dict[str, RewardModelSection | ValueModelConfig] = {}
+    if config.reward_model is not None:
+        heads["reward_model"] = config.reward_model
+    if isinstance(config.algorithm, PpoConfig):
+        heads["algorithm.value"] = config.algorithm.value
+    for setting, head in heads.items():
+        path = head.path or config.model.policy
+        _require_model(f"{setting}.path", path)
+        check_scalar_head(path, setting=setting, trainable_layers=head.trainable_layers)
 
 
 def _require_model(key: str, path: str) -> None:

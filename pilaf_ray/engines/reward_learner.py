@@ -71,7 +71,7 @@ class RewardLearner:
         join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
         self._clock = UsageClock(f"reward-{rank}")
         self._version, self._centering, self._dump_folder = 0, centering, dump_folder
-        network = load_scalar_head(model_path, setting="reward_model.path", trainable_layers=trainable_layers)
+        network = load_scalar_head(model_path, setting="reward_model", trainable_layers=trainable_layers)
         if gradient_checkpointing:
             network.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}

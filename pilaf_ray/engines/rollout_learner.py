@@ -104,7 +104,7 @@ class RolloutLearner:
         if value is not None:
             self._value_clip = value["clip"]
             critic: Any = load_scalar_head(
-                value["model_path"], setting="algorithm.value.path", trainable_layers=value["trainable_layers"]
+                value["model_path"], setting="algorithm.value", trainable_layers=value["trainable_layers"]
             )
             networks.append(critic)
             settings = {**optimizer, "learning_rate": value["learning_rate"], "lr_schedule": "constant"}

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
+from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.engines.scoring import last_hidden_states
-from pilaf_ray.errors import ConfigError, ModelError
+from pilaf_ray.errors import ModelError
 
 
 class ScalarHeadModel(nn.Module):
@@ -37,48 +38,39 @@ def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = 
 
     Args:
         path: a language model or a reward model: folder or hub id.
-        setting: names the configuration key in errors.
+        setting: the section of the configuration that names it, e.g. ``"reward_model"``.
         trainable_layers: train only so many of the last layers, the last norm and the head.
 
     Raises:
         ModelError: in one line.
         ConfigError: more layers are to be trained than there are.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
+    check_scalar_head(path, setting=setting, trainable_layers=trainable_layers)
+    network: Any
     try:
-        config: Any = AutoConfig.from_pretrained(path)
-        is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
-        if is_classifier and config.num_labels != 1:
-            raise ModelError(f"{setting}: '{path}' has {config.num_labels} outputs; a reward model has 1")
-        network: Any
         network, found = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{setting}: cannot load '{path}': {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{setting}.path: cannot load '{path}': {str(error).splitlines()[0]}") from error
     if not isinstance(getattr(network, "score", None), nn.Linear):
-        raise ModelError(f"{setting}: '{path}' is no decoder with a linear head ({type(network).__name__})")
+        raise ModelError(f"{setting}.path: '{path}' is no decoder with a linear head ({type(network).__name__})")
     if "score.weight" in found["missing_keys"]:
         # A head that is drawn would start with opinions, as large as those that are to be learned.
         nn.init.zeros_(network.score.weight)
     if trainable_layers is not None:
-        _freeze(network, trainable_layers, setting)
+        _freeze(network, trainable_layers)
     return network  # type: ignore[no-any-return]
 
 
-def _freeze(network: Any, trainable_layers: int, setting: str) -> None:
+def _freeze(network: Any, trainable_layers: int) -> None:
     """Keep the embeddings and the lower layers as they are."""
     base = network.base_model
     count = network.config.get_text_config().num_hidden_layers
-    stacks = [m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if trainable_layers > count or not stacks:
-        raise ConfigError(
-            f"{setting}: trainable_layers = {trainable_layers}, but the model has {count} layers: lower it"
-        )
-    frozen: list[nn.Module] = [*stacks[0][: count - trainable_layers]]
+    (layers,) = (m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == count)
+    frozen: list[nn.Module] = [*layers[: count - trainable_layers]]
     frozen += [m for m in base.children() if isinstance(m, nn.Embedding)]
     for module in frozen:
         module.requires_grad_(False)

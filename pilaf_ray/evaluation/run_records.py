@@ -53,7 +53,9 @@ class RunRecord:
     @cached_property
     def generated_tokens(self) -> list[float]:
         """Response tokens that were trained on, up to each step, beginning with step 0."""
-        return self._cumulative([m["response/tokens"] * 2 * self.batch_pairs for m in self.metrics])
+        rollouts = [m.get("rollouts/responses", 0.0) * m.get("rollouts/tokens", 0.0) for m in self.metrics]
+        pairs = [m["response/tokens"] * 2 * self.batch_pairs for m in self.metrics]
+        return self._cumulative([sum(both) for both in zip(pairs, rollouts, strict=True)])
 
     @cached_property
     def seconds(self) -> list[float]:

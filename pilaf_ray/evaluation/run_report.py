@@ -134,6 +134,9 @@ def _training(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[str]:
         ("Loss", "loss"),
         ("Reward of training batches", "reward/policy"),
         ("Accuracy of the implicit reward on new pairs", "train/accuracy"),
+        ("Accuracy of the reward model on pairs new to it", "reward_model/accuracy"),
+        ("Calibration error of the reward model on the same pairs", "reward_model/calibration_error"),
+        ("Reward of the policy's rollouts by the reward model", "rollouts/reward"),
         ("Age of trained pairs, largest of the batch, steps", "age/max"),
     ]
     figures = []

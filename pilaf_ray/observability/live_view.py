@@ -92,9 +92,12 @@ class LiveView:
         last = self._last
         elapsed = time.monotonic() - (self._training_since or self._started)
         left = (self._max_steps - last["step"]) * elapsed / max(1, self._steps_done)
+        # A run against a reward model has no margin of its own; what matters there is whether the model can tell.
+        accuracy = last.get("reward_model/accuracy")
+        judge = "" if accuracy is None else f"r̂ accuracy {accuracy:.2f}  "
         return (
             f"loss {last['loss']:.3f}  reward {_number(last['reward/policy'])}  kl {_number(last['kl/policy'])}  "
-            f"margin {_number(last.get('train/margin'))}  age {last['age/max']} of {self._bound}  "
+            f"margin {_number(last.get('train/margin'))}  {judge}age {last['age/max']} of {self._bound}  "
             f"{self._pairs / elapsed:.2f} pairs/s  {left:.0f} s left"
         )
 
