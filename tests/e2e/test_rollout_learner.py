@@ -10,6 +10,7 @@ from pairs import plan
 
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_reward_model
 from pilaf_ray.engines.rendezvous import free_address
+from pilaf_ray.observability.metrics import definition_of
 from pilaf_ray.types import FinishReason, RewardScores, RolloutPlan, SampledResponse, ScoredGroup, VersionSpan
 
 KL, CLIP, CAP, RATE = 0.3, 0.1, 1.5, 1e-3
@@ -245,6 +246,7 @@ def test_a_step_is_that_of_a_plain_loop(kind: str, model: Path, tmp_path: Path) 
     assert single["again"] == single["next"], "weights, optimizers, values and the KL coefficient are restored"
     first, second = single["steps"][0].metrics, single["next"].metrics
     assert first["kl_coefficient"] == KL
+    assert all(definition_of(f"train/{name}") for name in first)
     kl = sum(sum(row[2]) - sum(row[3]) for row in flat(rollouts())) / 8
     error = min(max(kl / 4.0 - 1.0, -0.2), 0.2)
     assert second["kl_coefficient"] == pytest.approx(KL * (1 + error * 8 / 100))
