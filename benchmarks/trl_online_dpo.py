@@ -19,6 +19,9 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import FunctionOracleConfig
 
 
+Messages = list[dict[str, str]]
+
+
 def main(config_path: str, *overrides: str) -> None:
     """Train ``run.max_steps`` steps and print the seconds of each."""
     config = load_config(Path(config_path), list(overrides))
@@ -32,8 +35,9 @@ def main(config_path: str, *overrides: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        values: list[float] = score(prompts, completions)
+    def reward(prompts: list[Messages], completions: list[Messages], **_: Any) -> list[float]:
+        questions, answers = ([turns[-1]["content"] for turns in side] for side in (prompts, completions))
+        values: list[float] = score(questions, answers)
         return values
 
     ends: list[float] = []
@@ -45,7 +49,9 @@ def main(config_path: str, *overrides: str) -> None:
     dtype = getattr(torch, inputs.dtype)
     policy = AutoModelForCausalLM.from_pretrained(config.model.policy, dtype=dtype)
     reference = AutoModelForCausalLM.from_pretrained(config.model.reference_path, dtype=dtype)
-    prompts = [{"prompt": prompt.text} for prompt in inputs.train.prompts]
+    # As messages, so that TRL renders them with the same chat template and system message.
+    system = [{"role": "system", "content": config.prompts.system_prompt}] if config.prompts.system_prompt else []
+    prompts = [{"prompt": [*system, {"role": "user", "content": prompt.text}]} for prompt in inputs.train.prompts]
     arguments = OnlineDPOConfig(
         output_dir="/tmp/trl-online-dpo",
         max_steps=config.run.max_steps,

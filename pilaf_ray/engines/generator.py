@@ -153,11 +153,13 @@ class Generator:
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
 
+        from pilaf_ray.engines.cpu_options import cpu_options
         from pilaf_ray.engines.in_process_executor import choose_executor
         from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
 
         return AsyncEngineArgs(
             **self._engine_arguments,
+            **cpu_options(),
             distributed_executor_backend=choose_executor(self._engine_arguments["tensor_parallel_size"]),
             hf_overrides={
                 "architectures": [ARCHITECTURE],

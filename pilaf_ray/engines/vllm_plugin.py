@@ -15,6 +15,9 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+    from pilaf_ray.engines.cpu_options import register_kernels
+
+    register_kernels()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM")
     classes = {"filesystem": "FilesystemTransferEngine", "gloo": "GlooTransferEngine"}
