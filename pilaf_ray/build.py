@@ -188,3 +188,12 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
         "seed": config.run.seed,
         "dump_folder": folder.path / "failed_batches",
     }
+
+
+def probe_tolerance(config: RunConfig, inputs: RunInputs) -> float | None:
+    """Largest difference between engine and learner that rounding explains; None: no probe."""
+    setting = config.weights.probe_tolerance
+    if setting != "auto":
+        return setting
+    exact = inputs.dtype == inputs.precision == "float32"
+    return 0.05 if exact else 0.5

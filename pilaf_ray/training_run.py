@@ -43,6 +43,7 @@ from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.ports import LearnerPort
+from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.store.location import ledger_location
@@ -224,7 +225,7 @@ class TrainingRun:
         self._sync = make_weight_sync(
             roles,
             probe_items=self._probe_items(),
-            tolerance=self._config.weights.probe_tolerance,
+            tolerance=build.probe_tolerance(self._config, self._inputs),
             deadline_seconds=self._config.weights.deadline_seconds,
         )
         if step > 0:
@@ -329,7 +330,7 @@ class TrainingRun:
         return Controller(
             ports=Ports(
                 generator=roles.generators,
-                reference=roles.reference,
+                reference=ReusingReference(roles.reference) if config.reference.reuse_sampled else roles.reference,
                 oracle=roles.oracle,
                 learner=learner,
                 store=roles.store,

@@ -3,7 +3,7 @@
 Hand-written configurations are YAML; the resolved one is saved as JSON beside the run.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -114,6 +114,8 @@ class ReferenceSection(Section):
     """Padded tokens of one forward."""
     cpu_threads: int = Field(default=1, ge=1)
     """Threads on a CPU."""
+    reuse_sampled: bool = True
+    """Take log π_ref of mixed responses from the generator, which computed it to sample them."""
 
 
 class LearnerSection(Section):
@@ -171,8 +173,11 @@ class WeightsSection(Section):
     """gloo needs a network path between learner and generators, filesystem a shared folder."""
     deadline_seconds: float = Field(default=120.0, gt=0)
     """For each phase of an update."""
-    probe_tolerance: float | None = Field(default=0.05, gt=0)
-    """Largest difference of a token's log-probability, engine against learner; null to skip."""
+    probe_tolerance: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """Largest difference of a token's log-probability, engine against learner; null to skip.
+
+    auto is 0.05 in float32 and 0.5 in bfloat16, whose rounding alone moves single tokens by 0.2.
+    """
     recompute_caches: bool = False
     """Whether responses under way are given fresh KV caches of new weights, or keep what the old ones left."""
 
