@@ -18,7 +18,6 @@ from pilaf_ray.build import build_inputs
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import FunctionOracleConfig
 
-
 Messages = list[dict[str, str]]
 
 
