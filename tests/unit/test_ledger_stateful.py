@@ -5,7 +5,7 @@ from ledger_machine import LedgerMachine
 
 TestLedger = LedgerMachine.TestCase
 TestLedger.settings = settings(
-    max_examples=50,
+    max_examples=40,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
