@@ -3,6 +3,7 @@
 Classes take flat keyword arguments; nothing below this file sees the root config.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,25 @@ from typing import Any
 from pilaf_ray.build_rewards import rollout_learner_arguments
 from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm, ValueModelConfig
+from pilaf_ray.config.limits import IterativeScheduleConfig, round_steps
 from pilaf_ray.config.oracle import FunctionOracleConfig
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import PromptSourceConfig, RunConfig
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
+from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.errors import ModelError
+from pilaf_ray.evaluation.checkpoints import find_policy
+from pilaf_ray.pipeline.budget import RunBudget, Spent
+from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
+
+ROUND_ENDED = "the end of the round"
+"""What ends the controller's run where the next round has another reference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +95,70 @@ def _load(config: RunConfig, source: PromptSourceConfig, *, limit: int | None = 
         chat_template=config.prompts.chat_template,
         max_prompt_tokens=config.prompts.max_prompt_tokens,
         overlong=config.prompts.overlong,
+    )
+
+
+def with_warm_start(config: RunConfig, *, saved: Path | None = None) -> RunConfig:
+    """``model.policy`` as the folder that ``model.init_from`` leads to; the reference stays what it was.
+
+    Args:
+        saved: configuration of the run that is resumed; the policy that it started from is kept,
+            even if the other run has newer checkpoints by now.
+
+    Raises:
+        CheckpointError: ``model.init_from`` holds no policy.
+    """
+    model = config.model
+    if model.init_from is None:
+        return config
+    policy = str(find_policy(Path(model.init_from)).model)
+    if saved is not None and saved.is_file():
+        before = json.loads(saved.read_text())["model"]
+        policy = before["policy"] if before.get("init_from") == model.init_from else policy
+    warm = model.model_copy(update={"policy": policy, "reference": model.reference_path})
+    return config.model_copy(update={"model": warm})
+
+
+def build_schedule(config: RunConfig, *, start_step: int) -> Schedule:
+    """The rhythm that ``schedule.type`` names, at the step after ``start_step``."""
+    settings = config.schedule
+    if isinstance(settings, IterativeScheduleConfig):
+        return IterativeSchedule(
+            batch_pairs=config.learner.batch_pairs,
+            pairs_per_round=settings.pairs_per_round,
+            epochs=settings.epochs,
+            seed=config.run.seed,
+            start_step=start_step,
+        )
+    return OnlineSchedule(batch_pairs=config.learner.batch_pairs)
+
+
+def with_round_reference(config: RunConfig, checkpoints: CheckpointStore, *, step: int) -> tuple[RunConfig, int | None]:
+    """The configuration of the round under way after ``step``, and the step at which its reference is given up.
+
+    None is for runs that keep their reference. Raises CheckpointError where the round's beginning is not there.
+    """
+    if not (isinstance(config.schedule, IterativeScheduleConfig) and config.schedule.reset_reference):
+        return config, None
+    begun = build_schedule(config, start_step=step).served_version(step)
+    until = begun + round_steps(config.schedule, config.learner.batch_pairs)
+    if begun == 0:
+        return config, until
+    reference = str(checkpoints.at(begun) / "learner" / "hf")
+    return config.model_copy(update={"model": config.model.model_copy(update={"reference": reference})}), until
+
+
+def build_budget(config: RunConfig, *, spent: Spent, until_step: int | None = None) -> RunBudget:
+    """The limits of ``run``, less what earlier attempts have ``spent``; up to ``until_step`` with this reference."""
+    steps, reason = config.step_limit
+    if until_step is not None and until_step < steps:
+        steps, reason = until_step, ROUND_ENDED
+    return RunBudget(
+        max_steps=steps,
+        steps_reason=reason,
+        max_generated_tokens=config.run.max_generated_tokens,
+        max_seconds=config.run.max_seconds,
+        spent=spent,
     )
 
 
@@ -176,7 +249,7 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
         "learning_rate": learner.learning_rate,
         "lr_schedule": learner.lr_schedule,
         "warmup_steps": learner.warmup_steps,
-        "total_steps": config.run.max_steps,
+        "total_steps": config.step_limit[0],
         "weight_decay": learner.weight_decay,
         "betas": tuple(learner.adam_betas),
         "max_grad_norm": learner.max_grad_norm,

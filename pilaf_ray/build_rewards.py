@@ -110,7 +110,7 @@ def rollout_learner_arguments(
             "learning_rate": learner.learning_rate,
             "lr_schedule": learner.lr_schedule,
             "warmup_steps": learner.warmup_steps,
-            "total_steps": config.run.max_steps * algorithm.epochs * algorithm.mini_batches,
+            "total_steps": config.step_limit[0] * algorithm.epochs * algorithm.mini_batches,
             "weight_decay": learner.weight_decay,
             "betas": tuple(learner.adam_betas),
             "max_grad_norm": learner.max_grad_norm,
@@ -162,5 +162,5 @@ def rollout_stream(
         batch_prompts=algorithm.batch_prompts,
         max_staleness_steps=config.pipeline.max_staleness_steps,
         start_step=start_step,
-        max_steps=config.run.max_steps,
+        max_steps=config.step_limit[0],
     )

@@ -87,7 +87,8 @@ def build_pair_source(
     if isinstance(settings, TPilafSamplerConfig):
         return ZWeightedPairs(generator, max_weight=settings.max_weight or math.inf)
     if not isinstance(settings, BestOfNSamplerConfig | PilafRewardSamplerConfig):
-        return SidePairs(generator)
+        exact = config.generation.temperature == 1 and config.generation.top_p == 1
+        return SidePairs(generator, knows_z=exact)
     scorer: CandidateScorer
     if settings.scorer == "implicit_reward":
         scorer = ImplicitRewardScorer(reference, beta=config.algorithm.beta)

@@ -11,6 +11,7 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console import commands as console_commands
 from pilaf_ray.errors import PilafError
+from pilaf_ray.study_commands import add_study_commands
 from pilaf_ray.submission import commands as submission_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -123,6 +124,7 @@ def config_docs() -> None:
 
 submission_commands.add_commands(app)
 console_commands.add_commands(app)
+add_study_commands(app)
 
 
 def main() -> None:

@@ -6,8 +6,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pilaf_ray.build import RunInputs, build_inputs
+from pilaf_ray.build import RunInputs, build_inputs, build_schedule, with_warm_start
+from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
+from pilaf_ray.config.limits import NO_STEP_LIMIT
+from pilaf_ray.config.samplers import labels_per_pair
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import GIB, MemoryEstimate
@@ -23,6 +26,7 @@ def print_plan(config: RunConfig) -> None:
         PilafError: an input is missing or wrong.
     """
     console = Console()
+    config = with_warm_start(config)
     for line in config.departures_from_theory:
         console.print(f"warning: {line}", markup=False)
     inputs = build_inputs(config)
@@ -33,11 +37,9 @@ def print_plan(config: RunConfig) -> None:
     if nodes:
         _print_placement(console, config, estimates, plan_on(config, nodes))
     train, held_out = inputs.train, inputs.evaluation
-    pairs = config.run.max_steps * config.learner.batch_pairs
     lines = [
         f"prompts: {len(train.prompts)} to train on, {len(held_out.prompts)} held out",
-        f"budget: {config.run.max_steps} steps of {config.learner.batch_pairs} pairs = {pairs} labels; "
-        f"pairs are at most {config.pipeline.max_staleness_steps} steps old",
+        _budget(config),
         *_rollout_lines(config),
         f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "
         f"logical CPUs asked for: {config.total_cpus:g}",
@@ -53,11 +55,36 @@ def _rollout_lines(config: RunConfig) -> list[str]:
     if not isinstance(algorithm, RolloutAlgorithm):
         return []
     rollouts, sides = algorithm.batch_responses, 2 * config.learner.batch_pairs
+    steps, _ = config.step_limit
+    total = f"{steps} steps of " if steps < NO_STEP_LIMIT else "a step: "
+    count = f" = {steps * rollouts} responses" if steps < NO_STEP_LIMIT else ""
     return [
-        f"rollouts: {config.run.max_steps} steps of {algorithm.batch_prompts} prompts × {algorithm.group_size} = "
-        f"{config.run.max_steps * rollouts} responses; of a step's responses {rollouts / (rollouts + sides):.0%} are "
-        f"rollouts for the policy and {sides / (rollouts + sides):.0%} sides of pairs for the oracle"
+        f"rollouts: {total}{algorithm.batch_prompts} prompts × {algorithm.group_size}{count}; of a step's responses "
+        f"{rollouts / (rollouts + sides):.0%} are rollouts for the policy and {sides / (rollouts + sides):.0%} sides "
+        "of pairs for the oracle"
     ]
+
+
+def _budget(config: RunConfig) -> str:
+    """What the run will spend at most, as far as it is known."""
+    steps, reason = config.step_limit
+    limits = [
+        f"{name} = {limit:g}"
+        for name, limit in (
+            ("run.max_generated_tokens", config.run.max_generated_tokens),
+            ("run.max_seconds", config.run.max_seconds),
+        )
+        if limit is not None
+    ]
+    if steps < NO_STEP_LIMIT:
+        pairs = build_schedule(config, start_step=0).introduced(steps)
+        labels, cost = pairs * labels_per_pair(config.sampler), build_sampler(config).expected_cost
+        limits.insert(
+            0,
+            f"{steps} steps ({reason}) of {config.learner.batch_pairs} pairs = {labels:g} labels, about "
+            f"{pairs * cost.sequence_forwards:g} sequence forwards",
+        )
+    return f"budget: {' or '.join(limits)}; pairs are at most {config.max_age_steps} steps old"
 
 
 def _address(config: RunConfig) -> str | None:

@@ -19,6 +19,7 @@ from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nod
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.build_samplers import build_pair_source
+from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
@@ -32,7 +33,7 @@ from pilaf_ray.evaluation.report import (
     summarize,
     write_report,
 )
-from pilaf_ray.evaluation.step_metrics import busy_metrics, step_metrics
+from pilaf_ray.evaluation.step_metrics import busy_metrics, spent_before, step_metrics, total_costs
 from pilaf_ray.learner_side import LearnerSide
 from pilaf_ray.observability.busy import BusyShares
 from pilaf_ray.observability.live_view import LiveView
@@ -41,9 +42,10 @@ from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
-from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.controller import STOPPED, Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
+from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.store.location import ledger_location
@@ -62,20 +64,48 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     console = console or Console()
     for line in config.departures_from_theory:
         console.print(f"warning: {line}", markup=False)
-    inputs = build.build_inputs(config)
     path = Path(config.run.folder) / config.run.name
+    config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
+    inputs = build.build_inputs(config)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
-        with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
-            asyncio.run(TrainingRun(config, inputs, folder, console).run(resume=resume))
+        goes_on = True
+        while goes_on:
+            # With a reference that is reset, every round is a run of its own that resumes the one before.
+            goes_on = _train_with_one_reference(config, inputs, folder, console, resume=resume)
+            resume = True
     return path
+
+
+def _train_with_one_reference(
+    config: RunConfig, inputs: build.RunInputs, folder: RunFolder, console: Console, *, resume: bool
+) -> bool:
+    """Whether training goes on with another reference."""
+    checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
+    found = checkpoints.latest() if resume else None
+    config, until = build.with_round_reference(config, checkpoints, step=found[0] if found else 0)
+    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
+        run = TrainingRun(config, inputs, folder, console, until_step=until)
+        asyncio.run(run.run(resume=resume))
+    return run.ended_by == build.ROUND_ENDED
 
 
 class TrainingRun:
     """Starts the roles, drives the controller, keeps the records."""
 
-    def __init__(self, config: RunConfig, inputs: build.RunInputs, folder: RunFolder, console: Console) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        inputs: build.RunInputs,
+        folder: RunFolder,
+        console: Console,
+        *,
+        until_step: int | None = None,
+    ) -> None:
         self._config = config
+        self._until_step = until_step
+        self.ended_by = ""
+        """What ended training; empty until it has."""
         self._inputs = inputs
         self._folder = folder
         self._console = console
@@ -98,8 +128,8 @@ class TrainingRun:
         self._view = LiveView(
             console=console,
             name=config.run.name,
-            max_steps=config.run.max_steps,
-            max_staleness_steps=config.pipeline.max_staleness_steps,
+            max_steps=config.step_limit[0] if config.step_limit[0] < NO_STEP_LIMIT else None,
+            max_staleness_steps=config.max_age_steps,
             roles=self._role_lines,
         )
         self._training_from = self._started
@@ -122,8 +152,11 @@ class TrainingRun:
             if not self._evaluations:
                 await self._evaluate(evaluator, start_step)
             finished = await self._train(roles, evaluator, start_step, unfinished, next_index)
-            if finished < self._config.run.max_steps and self._stopped:
+            if self.ended_by == STOPPED:
                 self._view.phase(f"stopped after step {finished}; continue with --resume")
+                return
+            if self.ended_by == build.ROUND_ENDED:
+                self._wandb.close()
                 return
             if self._evaluations[-1].step != finished:
                 await self._evaluate(evaluator, finished)
@@ -228,12 +261,22 @@ class TrainingRun:
             tolerance=build.probe_tolerance(self._config, self._inputs),
             deadline_seconds=self._config.weights.deadline_seconds,
         )
-        if step > 0:
-            await self._sync.serve(step, await self._sync.push(step))
+        await self._serve_again(roles, step, found)
         (await roles.store.counts()).check()
         planned, sampled, labeled = await roles.store.unfinished()
         work = UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled)
         return step, work, await roles.store.next_plan_index()
+
+    async def _serve_again(self, roles: Roles, step: int, found: tuple[int, Path] | None) -> None:
+        """Give the generators the version that they served after ``step``: in a round, that of its beginning."""
+        served = build.build_schedule(self._config, start_step=step).served_version(step)
+        if found is None or served == 0:
+            return
+        if served < step:
+            await roles.learner.load(self._checkpoints.at(served) / "learner")
+        await self._sync.serve(served, await self._sync.push(served))
+        if served < step:
+            await roles.learner.load(found[1] / "learner")
 
     def _probe_items(self) -> list[TokenPair]:
         """A fixed sequence of real prompt tokens, cut in two."""
@@ -277,12 +320,11 @@ class TrainingRun:
         unfinished: UnfinishedWork,
         next_index: int,
     ) -> int:
-        self._stopped = False
+        schedule = build.build_schedule(self._config, start_step=start_step)
         async with self._side.running(start_step) as learner:
-            controller = self._controller(roles, learner, evaluator, start_step, unfinished, next_index)
+            controller = self._controller(roles, learner, evaluator, schedule, start_step, unfinished, next_index)
 
             def stop() -> None:
-                self._stopped = True
                 self._view.phase("stopping: the step under way is finished and saved")
                 controller.request_stop()
 
@@ -295,8 +337,12 @@ class TrainingRun:
                 finished = await controller.run()
         self._training_seconds = time.monotonic() - self._training_from
         self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
-        if finished > start_step and finished % self._config.checkpoint.every_steps != 0:
-            await self._save(finished)
+        self.ended_by = controller.ended_by or STOPPED
+        self._events.record("training ended", step=finished, by=self.ended_by)
+        logger.info("training ended after step %d by %s", finished, self.ended_by)
+        self._view.phase(f"training ended after step {finished}: {self.ended_by}")
+        if finished > start_step and not self._checkpoints.has(finished):
+            await self._save(finished, keep=schedule.served_version(finished))
         return finished
 
     def _controller(
@@ -304,6 +350,7 @@ class TrainingRun:
         roles: Roles,
         learner: LearnerPort,
         evaluator: Evaluator,
+        schedule: Schedule,
         start_step: int,
         unfinished: UnfinishedWork,
         next_index: int,
@@ -317,14 +364,17 @@ class TrainingRun:
             self._wandb.write(metrics)
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step
-            if step % config.checkpoint.every_steps == 0:
-                await self._save(step)
+            # A round is resumed from the policy that samples it.
+            ends_round = config.schedule.type == "iterative" and schedule.served_version(step) == step
+            if step % config.checkpoint.every_steps == 0 or ends_round:
+                await self._save(step, keep=schedule.served_version(step))
 
         async def after_sync(step: int) -> None:
             self._side.served()
             self._events.record("weights", version=step)
             every = config.evaluation.every_steps
-            if every and step % every == 0 and step < config.run.max_steps:
+            due = every and (step % every == 0 or config.schedule.type == "iterative")
+            if due and step < config.step_limit[0]:
                 await self._evaluate(evaluator, step)
 
         return Controller(
@@ -338,24 +388,24 @@ class TrainingRun:
             ),
             plan=self._plans.plan,
             next_index=next_index,
-            batch_pairs=config.learner.batch_pairs,
-            max_staleness_steps=config.pipeline.max_staleness_steps,
+            schedule=schedule,
+            budget=build.build_budget(config, spent=spent_before(self._folder.metrics), until_step=self._until_step),
+            # A round is sampled from one policy: nothing is sampled ahead of its end.
+            max_staleness_steps=0 if config.schedule.type == "iterative" else config.pipeline.max_staleness_steps,
             label_batch_pairs=config.pipeline.label_batch_pairs,
             start_step=start_step,
-            max_steps=config.run.max_steps,
             after_step=after_step,
             after_sync=after_sync,
             unfinished=unfinished,
-            max_seconds=config.run.max_seconds,
             fail_fast=config.pipeline.fail_fast,
             pairs=build_pair_source(
                 config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle, reward=roles.reward
             ),
         )
 
-    async def _save(self, step: int) -> None:
+    async def _save(self, step: int, *, keep: int) -> None:
         with self._spans.measure("checkpoint"):
-            path = await self._checkpoints.write(step, self._side.save)
+            path = await self._checkpoints.write(step, self._side.save, keep=keep)
         self._events.record("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:
@@ -377,6 +427,8 @@ class TrainingRun:
             utilization={k: v / self._training_seconds for k, v in self._busy_training.items()},
             peak_memory_mib=memory,
             seconds={**self._spans.seconds, **learner_seconds(lines)},
+            costs=total_costs(lines),
+            ended_by=self.ended_by,
         )
         summary: dict[str, Any] = summarize(
             self._evaluations[0], self._evaluations[-1], totals, beta=self._config.algorithm.beta

@@ -100,6 +100,13 @@ SamplerConfig = Annotated[
 ]
 
 
+def labels_per_pair(sampler: SamplerConfig) -> float:
+    """Labels that a pair costs: one, or n/2 where the oracle ranks n candidates."""
+    if isinstance(sampler, BestOfNSamplerConfig) and sampler.scorer == "oracle":
+        return sampler.n / 2
+    return 1.0
+
+
 def check_sampler(sampler: SamplerConfig, *, loss_beta: float, oracle: OracleConfig, exact_sampling: bool) -> None:
     """Refuse what contradicts other sections.
 

@@ -9,27 +9,21 @@ from pydantic import Field, model_validator
 
 from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.limits import (
+    NO_STEP_LIMIT,
+    IterativeScheduleConfig,
+    OnlineScheduleConfig,
+    RunSection,
+    ScheduleConfig,
+    round_steps,
+    step_limit,
+)
 from pilaf_ray.config.oracle import OracleConfig
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
-from pilaf_ray.config.samplers import SamplerConfig, check_sampler
+from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
 from pilaf_ray.config.store import StoreSection
 from pilaf_ray.config.submission import SubmissionSection
-
-
-class RunSection(Section):
-    """What the run is called and when it ends."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run and of its folder."""
-    folder: str = "runs"
-    """Where run folders live."""
-    seed: int = 0
-    """Every random choice derives from it."""
-    max_steps: int = Field(ge=1)
-    """Optimiser steps."""
-    max_seconds: float | None = Field(default=None, gt=0)
-    """Stop after the step under way when this much time has passed."""
 
 
 class ModelSection(Section):
@@ -38,7 +32,9 @@ class ModelSection(Section):
     policy: str
     """Start of the policy."""
     reference: str | None = None
-    """The fixed reference; the start of the policy when left out."""
+    """The fixed reference; model.policy when left out."""
+    init_from: str | None = None
+    """A run, a checkpoint of one or a model folder that the policy starts from; the reference stays what it is."""
     dtype: Dtype = "auto"
     """Number format of generation and reference; auto is bfloat16 where the hardware has it."""
     max_length: int = Field(ge=8)
@@ -157,7 +153,7 @@ class PipelineSection(Section):
     """How the roles overlap."""
 
     max_staleness_steps: int = Field(default=1, ge=0)
-    """No trained pair is older, in policy versions; 0 is synchronous training."""
+    """No trained pair is older, in policy versions; 0 is synchronous. Online only: rounds bound ages themselves."""
     label_batch_pairs: int = Field(default=4, ge=1)
     """Pairs that go to the oracle and the reference at once."""
     fail_fast: bool = False
@@ -218,6 +214,7 @@ class RunConfig(Section):
     model: ModelSection
     prompts: PromptsSection
     sampler: SamplerConfig
+    schedule: ScheduleConfig = OnlineScheduleConfig()
     generation: GenerationSection
     reference: ReferenceSection = ReferenceSection()
     oracle: OracleConfig
@@ -275,7 +272,44 @@ class RunConfig(Section):
                 f"algorithm.type: {self.algorithm.type} needs π's own log-probabilities from sampling: "
                 "set generation.temperature and generation.top_p to 1"
             )
+        if isinstance(self.algorithm, RolloutAlgorithm) and isinstance(self.schedule, IterativeScheduleConfig):
+            raise ValueError(
+                f"schedule.type: iterative freezes the policy for a round, and algorithm.type: {self.algorithm.type} "
+                "needs rollouts of the newest: set schedule.type: online, or algorithm.type: dpo"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        steps, _ = self.step_limit
+        other = self.run.max_generated_tokens is not None or self.run.max_seconds is not None
+        if steps == NO_STEP_LIMIT and not other:
+            raise ValueError(
+                "nothing ends the run: set run.max_steps, run.max_labels, run.max_generated_tokens or run.max_seconds"
+            )
+        if steps == NO_STEP_LIMIT and self.learner.lr_schedule != "constant":
+            raise ValueError(
+                f"learner.lr_schedule: {self.learner.lr_schedule} must know the last step: set run.max_steps or "
+                "run.max_labels"
+            )
+        return self
+
+    @property
+    def step_limit(self) -> tuple[int, str]:
+        """The last optimiser step, and the setting that it comes from; tokens and time may end the run before."""
+        return step_limit(
+            self.run,
+            self.schedule,
+            batch_pairs=self.learner.batch_pairs,
+            pair_labels=labels_per_pair(self.sampler),
+        )
+
+    @property
+    def max_age_steps(self) -> int:
+        """No trained pair is older, in optimiser steps between the policy that sampled it and the one it trains."""
+        if isinstance(self.schedule, IterativeScheduleConfig):
+            return round_steps(self.schedule, self.learner.batch_pairs) - 1
+        return self.pipeline.max_staleness_steps
 
     @property
     def departures_from_theory(self) -> list[str]:

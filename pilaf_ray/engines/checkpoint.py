@@ -22,8 +22,11 @@ class CheckpointStore:
             shutil.rmtree(leftover)
         self._keep_last = keep_last
 
-    async def write(self, step: int, writer: Callable[[Path], Awaitable[None]]) -> Path:
-        """Let ``writer`` fill a folder, then publish it; a failure leaves the others intact."""
+    async def write(self, step: int, writer: Callable[[Path], Awaitable[None]], *, keep: int | None = None) -> Path:
+        """Let ``writer`` fill a folder, then publish it; a failure leaves the others intact.
+
+        The checkpoint of step ``keep`` is not removed, however old it is.
+        """
         temporary = self._folder / f"tmp.{step}"
         final = self._folder / f"step-{step:06d}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -43,15 +46,30 @@ class CheckpointStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self._all()[: -self._keep_last]:
-            shutil.rmtree(old)
+            if _step(old) != keep:
+                shutil.rmtree(old)
         return final
 
     def latest(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint that verifies."""
         for folder in reversed(self._all()):
             if self._verifies(folder):
-                return int(folder.name.removeprefix("step-")), folder
+                return _step(folder), folder
         return None
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of ``step`` that verifies."""
+        return self._verifies(self._folder / f"step-{step:06d}")
+
+    def at(self, step: int) -> Path:
+        """The checkpoint of ``step``; raises CheckpointError where it is missing or damaged."""
+        folder = self._folder / f"step-{step:06d}"
+        if not self._verifies(folder):
+            raise CheckpointError(
+                f"{folder} is missing or damaged, and the round under way is sampled from it: put it back, or remove "
+                "the checkpoints after it to continue from an earlier round"
+            )
+        return folder
 
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))
@@ -83,6 +101,10 @@ class CheckpointStore:
         except (json.JSONDecodeError, KeyError):
             return False
         return all((folder / name).is_file() and _sha256(folder / name) == value for name, value in sums.items())
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _sha256(path: Path) -> str:

@@ -44,6 +44,10 @@ class RunTotals:
     """Where the time went: the run's phases, and ``learner …`` within training."""
     ended: dict[str, int] = field(default_factory=dict)
     """Pairs that ended untrained, by how: abstained, rejected, expired."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """What all trained pairs cost together, by the names of ``PairCost``."""
+    ended_by: str = ""
+    """The setting whose limit ended the run."""
 
 
 def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTotals, *, beta: float) -> dict[str, Any]:
@@ -69,6 +73,9 @@ def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTota
         "utilization": totals.utilization,
         "peak_memory_mib": totals.peak_memory_mib,
         "seconds": totals.seconds,
+        "costs": totals.costs,
+        "costs_per_pair": {name: cost / max(totals.pairs, 1) for name, cost in totals.costs.items()},
+        "ended_by": totals.ended_by,
     }
 
 
@@ -124,8 +131,9 @@ def _markdown(summary: dict[str, Any], before: EvaluationResult, after: Evaluati
         f"{ratio:.1f} standard errors.",
         f"{s['pairs']} pairs, {s['labels']} labels, {s['steps']} steps in {s['training_seconds']:.0f} s of training "
         f"({s['pairs_per_second']:.2f} pairs/s), {s['wall_seconds']:.0f} s in all; "
-        f"oldest trained pair {s['max_age_steps']} steps.",
+        f"oldest trained pair {s['max_age_steps']} steps. Ended by {s['ended_by']}.",
         "",
+        *_cost_table(s),
         "| role | utilisation | peak memory MiB |",
         "|---|---|---|",
     ]
@@ -143,6 +151,15 @@ def _markdown(summary: dict[str, Any], before: EvaluationResult, after: Evaluati
             f"- after ({after.rewards[number]:+.2f}): {' '.join(after.responses[number].split())}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _cost_table(summary: dict[str, Any]) -> list[str]:
+    if not summary["costs"]:
+        return []
+    lines = ["| cost of sampling and labelling | a pair | in all |", "|---|---|---|"]
+    for name, total in summary["costs"].items():
+        lines.append(f"| {name.replace('_', ' ')} | {summary['costs_per_pair'][name]:.2f} | {total:.0f} |")
+    return [*lines, ""]
 
 
 def _draw(path: Path, evaluations: Sequence[EvaluationResult], metrics: Sequence[dict[str, Any]]) -> None:

@@ -45,26 +45,25 @@ class RunRecord:
         """Whether the run has not written its own report yet."""
         return self.summary is None
 
-    @property
-    def batch_pairs(self) -> int:
-        """Pairs, and so labels, of a step."""
-        return int(self.config["learner"]["batch_pairs"])
+    @cached_property
+    def labels(self) -> list[float]:
+        """Labels that were trained on, up to each step, beginning with step 0."""
+        return self._totals("total/labels")
 
     @cached_property
     def generated_tokens(self) -> list[float]:
-        """Response tokens that were trained on, up to each step, beginning with step 0."""
-        rollouts = [m.get("rollouts/responses", 0.0) * m.get("rollouts/tokens", 0.0) for m in self.metrics]
-        pairs = [m["response/tokens"] * 2 * self.batch_pairs for m in self.metrics]
-        return self._cumulative([sum(both) for both in zip(pairs, rollouts, strict=True)])
+        """Tokens that were sampled for trained pairs and rollouts, up to each step, beginning with step 0."""
+        rollouts = (m.get("rollouts/responses", 0.0) * m.get("rollouts/tokens", 0.0) for m in self.metrics)
+        pairs = self._totals("total/generated_tokens")
+        return [sum(both) for both in zip(pairs, accumulate(rollouts, initial=0.0), strict=True)]
 
     @cached_property
     def seconds(self) -> list[float]:
         """Wall time of the learner's loop up to each step, beginning with step 0; evaluation is no part of it."""
-        return self._cumulative([m["time/wait"] + m["time/train"] + m["time/push"] for m in self.metrics])
+        return list(accumulate((m["time/wait"] + m["time/train"] + m["time/push"] for m in self.metrics), initial=0.0))
 
-    @staticmethod
-    def _cumulative(values: Sequence[float]) -> list[float]:
-        return list(accumulate(values, initial=0.0))
+    def _totals(self, key: str) -> list[float]:
+        return [0.0, *(m[key] for m in self.metrics)]
 
 
 def read_run(path: Path, *, sample_pairs: int = 0) -> RunRecord:
@@ -82,6 +81,8 @@ def read_run(path: Path, *, sample_pairs: int = 0) -> RunRecord:
     metrics, summary = path / "metrics.jsonl", path / "report" / "summary.json"
     settings = json.loads(config.read_text())
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    if lines and "total/labels" not in lines[0]:
+        raise RunFolderError(f"{path} was written by an older version, which did not count costs: run it again")
     return RunRecord(
         path=path,
         config=settings,

@@ -43,7 +43,7 @@ def _labels(runs: Sequence[RunRecord]) -> list[str]:
 
 def _partial(run: RunRecord) -> str:
     return (
-        f"Partial: {run.name} has not finished: {run.steps} of {run.config['run']['max_steps']} steps, "
+        f"Partial: {run.name} has not finished: {run.steps} steps so far, "
         f"last evaluated after step {run.evaluations[-1].step}."
     )
 
@@ -155,18 +155,30 @@ def _training(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[str]:
 
 
 def _cost_table(runs: Sequence[RunRecord], labels: Sequence[str]) -> Table:
-    head = ["run", "labels", "steps", "trained tokens", "training, s", "pairs/s", "in all, s", "oldest pair, steps"]
+    head = [
+        "run",
+        "labels",
+        "steps",
+        "forwards",
+        "sampled tokens",
+        "training, s",
+        "pairs/s",
+        "in all, s",
+        "oldest pair, steps",
+    ]
     body = []
     for run, label in zip(runs, labels, strict=True):
-        pairs, seconds, summary = run.steps * run.batch_pairs, run.seconds[-1], run.summary or {}
+        seconds, summary = run.seconds[-1], run.summary or {}
+        pairs = summary.get("pairs", 0)
         body.append(
             [
                 label,
-                str(pairs),
+                f"{run.labels[-1]:g}",
                 str(run.steps),
+                f"{sum(line['cost/sequence_forwards'] for line in run.metrics):g}",
                 f"{run.generated_tokens[-1]:.0f}",
                 f"{seconds:.0f}",
-                f"{pairs / seconds:.2f}" if seconds else "–",
+                f"{pairs / seconds:.2f}" if pairs and seconds else "–",
                 f"{summary['wall_seconds']:.0f}" if summary else "–",
                 f"{max((line['age/max'] for line in run.metrics), default=0):.0f}",
             ]

@@ -1,8 +1,12 @@
 """One line of metrics.jsonl; docs/metrics.md says what each key means."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from pilaf_ray.pipeline.budget import Spent
 from pilaf_ray.pipeline.controller import StepReport
 from pilaf_ray.sampling.normalizers import z_value
 from pilaf_ray.types import LabeledPair, PairCost, SampledResponse
@@ -24,7 +28,8 @@ def step_metrics(report: StepReport) -> dict[str, Any]:
         "pairs/interpolated": sum(item.pair.branch == "interpolated" for item in report.batch),
         "pairs/weight_max": max(item.pair.loss_weight for item in report.batch),
         **_z_metrics(report.batch),
-        **_cost_metrics(report.batch),
+        **_cost_metrics(report.batch if report.is_first_use else ()),
+        **_total_metrics(report.spent),
         "pairs/in_flight": report.in_flight,
         "time/wait": report.wait_seconds,
         "time/train": report.train_seconds,
@@ -59,6 +64,30 @@ def _cost_metrics(batch: Sequence[LabeledPair]) -> dict[str, float]:
 def busy_metrics(shares: Mapping[str, float]) -> dict[str, float]:
     """Each role's busy share since the step before, as metrics."""
     return {f"busy/{role}": share for role, share in shares.items()}
+
+
+def _total_metrics(spent: Spent | None) -> dict[str, float]:
+    spent = spent or Spent()
+    return {
+        "total/labels": spent.labels,
+        "total/generated_tokens": spent.generated_tokens,
+        "total/seconds": spent.seconds,
+    }
+
+
+def spent_before(metrics: Path) -> Spent:
+    """What the last line of metrics.jsonl says that the run has spent."""
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    if not lines:
+        return Spent()
+    last = json.loads(lines[-1])
+    return Spent(**{field.name: last[f"total/{field.name}"] for field in fields(Spent)})
+
+
+def total_costs(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Sums of the ``cost/…`` keys over a run."""
+    names = [key for key in (metrics[0] if metrics else {}) if key.startswith("cost/")]
+    return {name.removeprefix("cost/"): sum(line[name] for line in metrics) for name in names}
 
 
 def _on_policy(batch: Sequence[LabeledPair]) -> list[tuple[SampledResponse, float | None, float]]:

@@ -26,6 +26,7 @@ class LiveView:
     """Shows what each role is doing and how the run goes.
 
     Args:
+        max_steps: the last step, where it is known.
         roles: name → (calls under way, utilisation) of each role now.
     """
 
@@ -34,7 +35,7 @@ class LiveView:
         *,
         console: Console,
         name: str,
-        max_steps: int,
+        max_steps: int | None,
         max_staleness_steps: int,
         roles: Callable[[], dict[str, tuple[int, float]]],
     ) -> None:
@@ -83,22 +84,28 @@ class LiveView:
             self._rewards.append(metrics["reward/policy"])
         if not self._console.is_terminal:
             self._console.print(
-                f"[{time.monotonic() - self._started:5.0f} s] step {metrics['step']}/{self._max_steps} "
-                f"{self._figures()}",
+                f"[{time.monotonic() - self._started:5.0f} s] step {metrics['step']}{self._of_all} {self._figures()}",
                 markup=False,
             )
+
+    @property
+    def _of_all(self) -> str:
+        return "" if self._max_steps is None else f"/{self._max_steps}"
 
     def _figures(self) -> str:
         last = self._last
         elapsed = time.monotonic() - (self._training_since or self._started)
-        left = (self._max_steps - last["step"]) * elapsed / max(1, self._steps_done)
+        left = ""
+        if self._max_steps is not None:
+            seconds = (self._max_steps - last["step"]) * elapsed / max(1, self._steps_done)
+            left = f"  {seconds:.0f} s left"
         # A run against a reward model has no margin of its own; what matters there is whether the model can tell.
         accuracy = last.get("reward_model/accuracy")
         judge = "" if accuracy is None else f"r̂ accuracy {accuracy:.2f}  "
         return (
             f"loss {last['loss']:.3f}  reward {_number(last['reward/policy'])}  kl {_number(last['kl/policy'])}  "
             f"margin {_number(last.get('train/margin'))}  {judge}age {last['age/max']} of {self._bound}  "
-            f"{self._pairs / elapsed:.2f} pairs/s  {left:.0f} s left"
+            f"{self._pairs / elapsed:.2f} pairs/s{left}"
         )
 
     def _render(self) -> Group:
@@ -110,7 +117,7 @@ class LiveView:
         seconds = time.monotonic() - self._started
         parts: list[RenderableType] = [Text(f"{self._name}  {self._phase}  {seconds:.0f} s", style="bold"), table]
         if self._last:
-            parts.append(Text(f"step {self._last['step']}/{self._max_steps}  {self._figures()}"))
+            parts.append(Text(f"step {self._last['step']}{self._of_all}  {self._figures()}"))
             parts.append(Text(f"reward {sparkline(self._rewards)}", style="cyan"))
         return Group(*parts)
 

@@ -122,7 +122,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         Sum,
         "forwards",
         "sequence forwards that sampled the batch's pairs: 1 a response from π or π_ref, 2 a mixed one; "
-        "candidates included",
+        "candidates included. Like every cost, 0 where the pairs are trained on for a second time",
         "`batch_pairs` times 2 for vanilla and hybrid, 3 for pilaf, n for best of n",
     ),
     MetricDefinition(
@@ -145,6 +145,23 @@ METRICS: tuple[MetricDefinition, ...] = (
         "responses",
         "responses that the oracle read for the batch's pairs",
         "2 · `batch_pairs`; n · `batch_pairs` where the oracle ranks candidates",
+    ),
+    MetricDefinition(
+        "total/labels",
+        Last,
+        "labels",
+        "labels of all pairs that were trained on up to here: half the responses that the oracle read for them",
+        "at most `run.max_labels`",
+    ),
+    MetricDefinition(
+        "total/generated_tokens",
+        Last,
+        "tokens",
+        "tokens sampled for all pairs that were trained on up to here, candidates included",
+        "reaches `run.max_generated_tokens` at the end, if that is what ends the run",
+    ),
+    MetricDefinition(
+        "total/seconds", Last, "s", "wall time of the training loop over all attempts", "as `total/generated_tokens`"
     ),
     MetricDefinition(
         "pairs/in_flight",

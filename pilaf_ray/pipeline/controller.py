@@ -1,7 +1,7 @@
 """The loops that move pairs between the roles.
 
-     plan loop ──▶ one task a pair ──▶ label loop ──▶ ready (heap by plan index) ──▶ learner loop
-        ▲          generates a and b    oracle and                                      │
+     plan loop ──▶ one task a pair ──▶ label loop ──▶ schedule (batches in order) ──▶ learner loop
+        ▲          samples a and b      oracle and                                      │
         │                               reference, side by side                         │ pushed version
         │       refused │                   │ abstained                                 ▼
         └─ staleness gate ◀─┴───────────────┴────────────── slots ◀──────────────── sync loop
@@ -12,7 +12,6 @@ the store before the next loop sees it.
 
 import asyncio
 import contextlib
-import heapq
 import logging
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilaf_ray.errors import OracleError, PromptError
+from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
 from pilaf_ray.pipeline.ports import (
@@ -31,10 +31,12 @@ from pilaf_ray.pipeline.ports import (
     StorePort,
     WeightSyncPort,
 )
+from pilaf_ray.pipeline.schedule import Schedule, TrainingBatch
 from pilaf_ray.types import LabeledPair, PairPlan, PreferenceLabel, ResponsePair, StepResult
 
 logger = logging.getLogger(__name__)
 
+STOPPED = "a request to stop"
 MAX_ENDED_IN_A_ROW = 256
 """Abstentions, or refusals: more than chance explains for any oracle or prompts that are worth having."""
 
@@ -54,6 +56,10 @@ class StepReport:
     sync_seconds: float
     """What it took until every generator served the version before this one."""
     in_flight: int
+    is_first_use: bool = True
+    """Whether the batch's pairs were trained on for the first time."""
+    spent: Spent | None = None
+    """By the run, this step included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,15 +93,16 @@ class _PushedStep:
 
 
 class Controller:
-    """Runs steps ``start_step + 1`` to ``max_steps``.
+    """Runs steps from ``start_step + 1`` until the budget is spent.
 
     Args:
         plan: the pair plan at an index; a pure function of the index.
         next_index: index of the first new plan.
+        schedule: which pairs each step trains on; it stands at ``start_step``.
+        max_staleness_steps: windows of the schedule that may be sampled ahead.
         after_step: called while the learner holds the step's weights; may checkpoint.
         after_sync: called with a step when every generator serves it; may evaluate. The learner
             goes on meanwhile, but serves nothing newer until the call returns.
-        max_seconds: stop after the step under way when this much time has passed.
         pairs: makes pairs of plans; both sides as planned when left out.
         fail_fast: a pair that cannot be sampled ends the run; otherwise it is rejected, counted and replaced.
     """
@@ -106,15 +113,14 @@ class Controller:
         ports: Ports,
         plan: Callable[[int], PairPlan],
         next_index: int,
-        batch_pairs: int,
+        schedule: Schedule,
+        budget: RunBudget,
         max_staleness_steps: int,
         label_batch_pairs: int,
         start_step: int,
-        max_steps: int,
         after_step: Callable[[StepReport], Awaitable[None]],
         after_sync: Callable[[int], Awaitable[None]],
         unfinished: UnfinishedWork | None = None,
-        max_seconds: float | None = None,
         fail_fast: bool = False,
         clock: Callable[[], float] = time.monotonic,
         pairs: PairSource | None = None,
@@ -123,29 +129,32 @@ class Controller:
         self._pairs = pairs or SidePairs(ports.generator)
         self._plan = plan
         self._next_index = next_index
-        self._batch_pairs = batch_pairs
+        self._schedule = schedule
+        self._budget = budget
         self._label_batch = label_batch_pairs
         self._step = start_step
-        self._max_steps = max_steps
+        self._served = schedule.served_version(start_step)
         self._after_step = after_step
         self._after_sync = after_sync
         self._pushed: asyncio.Queue[_PushedStep] = asyncio.Queue()
         self._sync_seconds = 0.0
         self._clock = clock
-        self._deadline = None if max_seconds is None else clock() + max_seconds
-        self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=batch_pairs)
         self._fail_fast = fail_fast
+        self.ended_by: str | None = None
+        """The setting whose limit ended the run, or ``a request to stop``; None while it runs."""
+        self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=schedule.window_pairs)
         self._abstained_in_a_row = 0
         self._refused_in_a_row = 0
         self._sampled: asyncio.Queue[ResponsePair] = asyncio.Queue()
-        self._ready: list[tuple[int, LabeledPair]] = []
-        self._open: list[int] = []
         self._changed = asyncio.Event()
         self._stop = False
         self._unfinished = unfinished or UnfinishedWork()
         self._planned = deque(self._unfinished.planned)
+        retired = schedule.retired(start_step)
         # Pairs that will be trained on: those in flight and those still to be planned.
-        self._to_plan = (max_steps - start_step) * batch_pairs
+        self._to_plan = schedule.introduced(budget.max_steps) - retired
+        # Slots of pairs that are done with, in a window that is not.
+        self.gate.admit(retired - schedule.retired(self._served))
 
     @property
     def step(self) -> int:
@@ -213,7 +222,7 @@ class Controller:
         for pair in left.sampled:
             self._sampled.put_nowait(pair)
         for item in left.labeled:
-            heapq.heappush(self._ready, (item.pair.plan.index, item))
+            self._schedule.add(item)
         self._changed.set()
 
     def _take_plans(self, count: int) -> list[PairPlan]:
@@ -227,8 +236,7 @@ class Controller:
 
     def _take(self, plans: Sequence[PairPlan]) -> None:
         self.gate.admit(len(plans))
-        for plan in plans:
-            heapq.heappush(self._open, plan.index)
+        self._schedule.open([plan.index for plan in plans])
 
     async def _sample(self, plan: PairPlan) -> None:
         """Let the sampler make a pair of the plan, and hand it on; one that cannot be had is refused."""
@@ -259,8 +267,7 @@ class Controller:
 
     def _end(self, plan: PairPlan) -> None:
         """The pair leaves the order; one planned later, under newer weights, replaces it."""
-        self._open.remove(plan.index)
-        heapq.heapify(self._open)
+        self._schedule.close(plan.index)
         self._to_plan += 1
         self.gate.release(1)
 
@@ -288,8 +295,7 @@ class Controller:
                 self._end(pair.plan)
             else:
                 self._abstained_in_a_row = 0
-                item = LabeledPair(pair=pair, label=label, reference=reference)
-                heapq.heappush(self._ready, (pair.plan.index, item))
+                self._schedule.add(LabeledPair(pair=pair, label=label, reference=reference))
         self._changed.set()
 
     def _count_abstention(self, label: PreferenceLabel) -> None:
@@ -301,50 +307,56 @@ class Controller:
                 f"{label.reason or 'no reason given'}; look at the oracle, then continue with --resume"
             )
 
-    def _next_batch(self) -> list[LabeledPair] | None:
-        """The next pairs in plan order, once all of them are labelled."""
-        wanted = heapq.nsmallest(self._batch_pairs, self._open)
-        ready = [index for index, _ in heapq.nsmallest(self._batch_pairs, self._ready, key=lambda x: x[0])]
-        if len(wanted) < self._batch_pairs or ready != wanted:
-            return None
-        for _ in wanted:
-            heapq.heappop(self._open)
-        return [heapq.heappop(self._ready)[1] for _ in wanted]
-
     async def _learner_loop(self) -> None:
-        """Consumes batches of labelled pairs strictly in plan order; produces pushed versions.
+        """Consumes the schedule's batches of labelled pairs; produces pushed versions.
 
-        Waits for the next pairs of the order, even where later ones are ready: that is
+        Waits for the next pairs of the schedule, even where later ones are ready: that is
         what bounds the age. Unblocked by the label loop, and by the sync loop when two
         versions would be under way at once.
         """
-        while self._step < self._max_steps and not self._out_of_time():
+        while True:
             started = self._clock()
             batch = await self._wait_for_batch()
             if batch is None:
                 break
             step = self._step + 1
             taken = self._clock()
-            result = await self._ports.learner.train_step(step, batch)
+            result = await self._ports.learner.train_step(step, batch.items)
             trained = self._clock()
-            await self._ports.store.mark_trained(step, [item.pair_id for item in batch])
-            await self._pushed.join()
-            update = await self._ports.weight_sync.push(step)
+            if batch.is_last_use:
+                await self._ports.store.mark_trained(step, [item.pair_id for item in batch.items])
+            if batch.is_first_use:
+                self._budget.count(batch.items)
+            update = await self._push(step) if batch.publishes else None
             self._step = step
             await self._after_step(
                 StepReport(
                     result=result,
-                    batch=batch,
-                    ages=[step - 1 - item.pair.min_policy_version for item in batch],
+                    batch=batch.items,
+                    ages=[step - 1 - item.pair.min_policy_version for item in batch.items],
                     wait_seconds=taken - started,
                     train_seconds=trained - taken,
                     push_seconds=self._clock() - trained,
                     sync_seconds=self._sync_seconds,
                     in_flight=self.gate.in_flight,
+                    is_first_use=batch.is_first_use,
+                    spent=self._budget.spent,
                 )
             )
-            self._pushed.put_nowait(_PushedStep(step=step, update=update, slots=len(batch)))
+            if batch.publishes:
+                self._serve(step, update, slots=batch.slots)
+        if self._served < self._step and not self._stop:
+            # The run ends within a round: what is evaluated is what was trained.
+            self._serve(self._step, await self._push(self._step), slots=0)
         await self._pushed.join()
+
+    async def _push(self, step: int) -> Any:
+        await self._pushed.join()
+        return await self._ports.weight_sync.push(step)
+
+    def _serve(self, step: int, update: Any, *, slots: int) -> None:
+        self._served = step
+        self._pushed.put_nowait(_PushedStep(step=step, update=update, slots=slots))
 
     async def _sync_loop(self) -> None:
         """Consumes pushed versions; produces free slots of the gate.
@@ -361,20 +373,18 @@ class Controller:
             await self._after_sync(pushed.step)
             self._pushed.task_done()
 
-    async def _wait_for_batch(self) -> list[LabeledPair] | None:
-        """The next batch, or None when a stop was requested or the time is over."""
-        while not self._stop and not self._out_of_time():
-            batch = self._next_batch()
+    async def _wait_for_batch(self) -> TrainingBatch | None:
+        """The next batch, or None when the budget is spent or a stop was requested."""
+        while True:
+            self.ended_by = STOPPED if self._stop else self._budget.ended_by(self._step)
+            if self.ended_by is not None:
+                return None
+            batch = self._schedule.next()
             if batch is not None:
                 return batch
             self._changed.clear()
-            left = None if self._deadline is None else self._deadline - self._clock()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
-        return None
-
-    def _out_of_time(self) -> bool:
-        return self._deadline is not None and self._clock() >= self._deadline
+                await asyncio.wait_for(self._changed.wait(), self._budget.seconds_left)
 
 
 def _first(error: BaseException) -> BaseException:

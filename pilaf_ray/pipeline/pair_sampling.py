@@ -74,10 +74,15 @@ class ResponseDrawer:
 
 
 class SidePairs:
-    """Sides a and b as they are planned: ``vanilla``, ``pilaf``, ``hybrid`` and ``mix``."""
+    """Sides a and b as they are planned: ``vanilla``, ``pilaf``, ``hybrid`` and ``mix``.
 
-    def __init__(self, generator: GeneratorPort) -> None:
+    Args:
+        knows_z: temperature and top-p are 1, so that draws of mixed responses give samples of Z.
+    """
+
+    def __init__(self, generator: GeneratorPort, *, knows_z: bool = True) -> None:
         self._drawer = ResponseDrawer(generator)
+        self._knows_z = knows_z
 
     async def draw(self, plan: PairPlan) -> ResponsePair:
         """Sample both sides."""
@@ -85,8 +90,8 @@ class SidePairs:
         draw = PairDraw(
             branch=plan.branch,
             cost=_with_tokens(sides_cost(a.coefficient, b.coefficient), [a, b]),
-            log_z_a=log_z_sample(a),
-            log_z_b=log_z_sample(b),
+            log_z_a=log_z_sample(a) if self._knows_z else None,
+            log_z_b=log_z_sample(b) if self._knows_z else None,
         )
         return ResponsePair(plan=plan, a=a, b=b, draw=draw)
 
@@ -162,7 +167,11 @@ class SequenceScorer(Protocol):
 
 
 class ImplicitRewardScorer:
-    """r_θ = β·(log π − log π_ref); π's part is known from sampling, at temperature 1 and top-p 1."""
+    """r_θ = β·(log π − log π_ref); π's part is known from sampling, at temperature 1 and top-p 1.
+
+    Scores are rounded to 1e-4, the rounding of sums of log-probabilities aside: at the reference all
+    candidates tie, and which two become the pair must not hang on how a batch was put together.
+    """
 
     def __init__(self, reference: SequenceScorer, *, beta: float) -> None:
         self._reference = reference
@@ -171,7 +180,7 @@ class ImplicitRewardScorer:
     async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
         """One forward of the reference a response."""
         references = await self._reference.score_responses([(prompt.token_ids, y.token_ids) for y in responses])
-        values = [self._beta * (sum(y.logprobs) - r) for y, r in zip(responses, references, strict=True)]
+        values = [round(self._beta * (sum(y.logprobs) - r), 4) for y, r in zip(responses, references, strict=True)]
         return CandidateScores(values=values, scoring_forwards=len(responses))
 
 

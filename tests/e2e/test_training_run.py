@@ -73,14 +73,7 @@ async def test_synchronous_run_survives_sigkill_and_gives_the_reference_loops_lo
         "checkpoint.every_steps=2",
         "oracle.target=pilaf_ray.oracle.sentiment:score",
     )
-    process = start(overrides)
-    file = tmp_path / "sync" / "metrics.jsonl"
-    deadline = time.monotonic() + 400
-    while not (file.exists() and len(file.read_text().splitlines()) >= 3):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before its third step"
-        time.sleep(0.02)  # polling another process, not ordering work
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_after(overrides, tmp_path / "sync" / "metrics.jsonl", 3)
     run(overrides, "--resume")
     lines = metrics(tmp_path, "sync")
     assert [line["step"] for line in lines] == list(range(1, 9))
@@ -89,6 +82,45 @@ async def test_synchronous_run_survives_sigkill_and_gives_the_reference_loops_lo
     assert [line["loss"] for line in lines] == pytest.approx(expected, abs=2e-3)
     summary = json.loads((tmp_path / "sync" / "report" / "summary.json").read_text())
     assert (summary["pairs"], summary["labels"], summary["steps"]) == (32, 32, 8)
+
+
+def kill_after(overrides: list[str], file: Path, lines: int) -> None:
+    """Start a run and SIGKILL all of it once its metrics have so many lines."""
+    process = start(overrides)
+    deadline = time.monotonic() + 400
+    while not (file.exists() and len(file.read_text().splitlines()) >= lines):
+        assert process.poll() is None and time.monotonic() < deadline, f"the run ended before step {lines}"
+        time.sleep(0.02)  # polling another process, not ordering work
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_iterative_run_survives_sigkill_in_its_second_round_and_equals_one_that_was_left_alone(
+    model: Path, tmp_path: Path
+) -> None:
+    """Two rounds of 16 pairs in two passes, best of 4: 8 steps a round, killed in the second pass of the second."""
+    common = (
+        "run.max_steps=1000",
+        "run.max_labels=40",
+        "schedule={type: iterative, rounds: 5, pairs_per_round: 16, epochs: 2}",
+        "sampler={type: best_of_n, n: 4}",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep_last=1",
+    )
+    run(settings(model, tmp_path, "whole", *common))
+    overrides = settings(model, tmp_path, "killed", *common)
+    kill_after(overrides, tmp_path / "killed" / "metrics.jsonl", 14)
+    run(overrides, "--resume")
+    whole, killed = metrics(tmp_path, "whole"), metrics(tmp_path, "killed")
+    assert [line["step"] for line in killed] == list(range(1, 17))
+    for key in ("loss", "train/margin", "reward/policy", "age/max", "cost/generated_tokens", "total/labels"):
+        assert [line[key] for line in killed] == pytest.approx([line[key] for line in whole], abs=2e-3), key
+    assert [line["age/max"] for line in whole] == [*range(8)] * 2
+    summary = json.loads((tmp_path / "killed" / "report" / "summary.json").read_text())
+    assert summary["ended_by"] == "run.max_labels", "40 labels are two whole rounds of 16"
+    assert (summary["pairs"], summary["labels"], summary["steps"]) == (32, 32, 16)
+    per_pair = summary["costs_per_pair"]
+    assert (per_pair["sequence_forwards"], per_pair["scoring_forwards"], per_pair["labelled_responses"]) == (4, 4, 2)
 
 
 def test_asynchronous_run_keeps_the_bound_over_fifty_steps(model: Path, tmp_path: Path) -> None:

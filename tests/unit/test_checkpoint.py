@@ -29,6 +29,19 @@ async def test_newest_is_found_and_older_ones_are_removed(tmp_path: Path) -> Non
     assert (tmp_path / "latest").read_text() == "step-000003"
 
 
+async def test_the_start_of_a_round_is_kept_and_missed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    for step, keep in ((2, 2), (3, 2), (4, 2)):
+        await store.write(step, write, keep=keep)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000002", "step-000004"]
+    assert store.at(2) == tmp_path / "step-000002"
+    await store.write(6, write, keep=6)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000006"]
+    assert (store.has(6), store.has(4)) == (True, False)
+    with pytest.raises(CheckpointError, match="the round under way is sampled from it"):
+        store.at(4)
+
+
 @pytest.mark.parametrize("damage", ["weights", "missing", "manifest", "no manifest"])
 async def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
     store = CheckpointStore(tmp_path, keep_last=2)

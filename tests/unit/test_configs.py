@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from pilaf_ray.build import ROUND_ENDED, build_budget, with_round_reference, with_warm_start
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.reference import markdown
 from pilaf_ray.data.demo_prompts import demo_prompts
-from pilaf_ray.errors import ConfigError
+from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.errors import CheckpointError, ConfigError
+from pilaf_ray.pipeline.budget import Spent
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -15,7 +18,7 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configurations_load(path: Path) -> None:
-    assert load_config(path).run.max_steps > 0
+    assert load_config(path).step_limit[0] > 0
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,13 @@ def test_shipped_configurations_load(path: Path) -> None:
         ("algorithm={type: ppo, batch_prompts: 0}", "greater than or equal to 1"),
         ("reward_model={replay: {held_out: 1.0}}", "less than 1"),
         ("sampler={type: pilaf_reward}", "sampler.scorer: reward_model needs a reward model"),
+        ("run.max_labels=0", "run.max_labels: a budget of 0 trains nothing: give more than 0, or leave max_labels out"),
+        ("run.max_steps=0", "run.max_steps: a budget of 0 trains nothing"),
+        ("run.max_seconds=0", "run.max_seconds: a budget of 0 trains nothing"),
+        ("run.max_generated_tokens=-5", "run.max_generated_tokens: a budget of -5 trains nothing"),
+        ("run.max_labels=7", "run.max_labels = 7 buys less than one batch of 8 pairs at 1 labels a pair: give 8"),
+        ("schedule={type: iterative, rounds: 2, pairs_per_round: 12}", "no multiple of learner.batch_pairs = 8"),
+        ("run={name: x}", "nothing ends the run: set run.max_steps"),
         ("run.name='[a'x", "not valid YAML"),
         ("nonsense", "not of the form key=value"),
         ("run.name.x=1", "'name' is a value, not a section"),
@@ -98,3 +108,63 @@ def test_departures_from_theory_are_named() -> None:
 def test_samplers_that_cannot_work_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(QUICKSTART, overrides)
+
+
+def test_the_smallest_limit_is_the_last_step_and_is_named() -> None:
+    rounds = "schedule={type: iterative, rounds: 3, pairs_per_round: 64, epochs: 2}"
+    ranked = "sampler={type: best_of_n, n: 8, scorer: oracle}"
+    assert load_config(QUICKSTART).step_limit == (30, "run.max_steps")
+    assert load_config(QUICKSTART, ["run.max_labels=100"]).step_limit == (12, "run.max_labels")
+    # An oracle that reads eight responses a pair spends four labels.
+    assert load_config(QUICKSTART, ["run.max_labels=100", ranked]).step_limit == (3, "run.max_labels")
+    assert load_config(QUICKSTART, ["run={name: x}", rounds]).step_limit == (48, "schedule.rounds")
+    assert load_config(QUICKSTART, ["run={name: x, max_labels: 150}", rounds]).step_limit == (32, "run.max_labels")
+    assert load_config(QUICKSTART, [rounds]).max_age_steps == 15
+    with pytest.raises(ConfigError, match="must know the last step"):
+        load_config(QUICKSTART, ["run={name: x, max_seconds: 9}", "learner.lr_schedule=linear"])
+
+
+def test_a_warm_start_moves_the_policy_and_not_the_reference(tmp_path: Path) -> None:
+    def checkpoint(step: int) -> Path:
+        model = tmp_path / "other" / "checkpoints" / f"step-{step:06d}" / "learner" / "hf"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text('{"model_type": "llama"}')
+        (model / "tokenizer.json").write_text("{}")
+        return model
+
+    first = checkpoint(2)
+    (tmp_path / "other" / "config.json").write_text('{"run": {}}')
+    config = load_config(QUICKSTART, [f"model.init_from={tmp_path / 'other'}"])
+    warm = with_warm_start(config)
+    assert (warm.model.policy, warm.model.reference_path) == (str(first), config.model.policy)
+    saved = tmp_path / "config.json"
+    saved.write_text(warm.model_dump_json())
+    later = checkpoint(4)
+    assert with_warm_start(config).model.policy == str(later)
+    assert with_warm_start(config, saved=saved).model.policy == str(first), "a resumed run keeps its own start"
+    assert with_warm_start(load_config(QUICKSTART)) == load_config(QUICKSTART)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        with_warm_start(load_config(QUICKSTART, ["model.init_from=nowhere/at/all"]))
+
+
+async def test_a_reset_reference_is_the_policy_of_the_rounds_beginning(tmp_path: Path) -> None:
+    rounds = "schedule={type: iterative, rounds: 3, pairs_per_round: 16, epochs: 2, reset_reference: true}"
+    config = load_config(QUICKSTART, ["run={name: x}", rounds])
+    store = CheckpointStore(tmp_path, keep_last=5)
+
+    async def write(folder: Path) -> None:
+        (folder / "weights").write_text("w")
+
+    for step in (3, 4, 6):
+        await store.write(step, write)
+    assert with_round_reference(config, store, step=3) == (config, 4)
+    for step in (4, 6, 7):
+        second, until = with_round_reference(config, store, step=step)
+        assert second.model.reference_path == str(tmp_path / "step-000004" / "learner" / "hf") and until == 8
+        assert second.model.policy == config.model.policy
+    with pytest.raises(CheckpointError, match="missing or damaged"):
+        with_round_reference(config, store, step=8)
+    assert build_budget(config, spent=Spent(), until_step=8).ended_by(8) == ROUND_ENDED
+    assert build_budget(config, spent=Spent(), until_step=12).ended_by(12) == "schedule.rounds"
+    fixed = load_config(QUICKSTART, ["run={name: x}", rounds.replace("true", "false")])
+    assert with_round_reference(fixed, store, step=6) == (fixed, None)

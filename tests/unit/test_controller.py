@@ -10,8 +10,10 @@ import pytest
 from pairs import label, pair, plan, response
 
 from pilaf_ray.errors import OracleError, PromptError, WeightSyncError
+from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.pair_sampling import CandidatePairs, ImplicitRewardScorer, PairSource
+from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.sampling.candidates import choose_best_against_worst
 from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
@@ -136,9 +138,12 @@ def controller(
     work: UnfinishedWork | None = None,
     next_index: int = 0,
     max_seconds: float | None = None,
+    max_tokens: int | None = None,
+    spent: Spent | None = None,
     pairs: PairSource | None = None,
     plans: Callable[[int], PairPlan] = plan,
     fail_fast: bool = False,
+    schedule: Schedule | None = None,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -150,15 +155,14 @@ def controller(
         ports=Ports(generator=world, reference=world, oracle=world, learner=world, store=world, weight_sync=world),
         plan=plans,
         next_index=next_index,
-        batch_pairs=4,
+        schedule=schedule or OnlineSchedule(batch_pairs=4),
+        budget=RunBudget(max_steps=steps, max_generated_tokens=max_tokens, max_seconds=max_seconds, spent=spent),
         max_staleness_steps=staleness,
         label_batch_pairs=3,
         start_step=start,
-        max_steps=steps,
         after_step=after_step,
         after_sync=after_sync,
         unfinished=work,
-        max_seconds=max_seconds,
         pairs=pairs,
         fail_fast=fail_fast,
     )
@@ -317,3 +321,97 @@ async def test_time_limit_holds_while_waiting_for_an_oracle() -> None:
     running = controller(Silent(), [], staleness=1, max_seconds=0.05)
     async with asyncio.timeout(5):
         assert await running.run() == 0
+    assert running.ended_by == "run.max_seconds"
+
+
+async def test_the_limit_that_is_reached_first_ends_the_run_and_is_named() -> None:
+    """Each pair has 4 tokens, so a step of 4 pairs has 16."""
+    by_steps = controller(World(), [], staleness=1, steps=3)
+    assert (await by_steps.run(), by_steps.ended_by) == (3, "run.max_steps")
+    reports: list[StepReport] = []
+    by_tokens = controller(World(), reports, staleness=1, max_tokens=49)
+    assert (await by_tokens.run(), by_tokens.ended_by) == (4, "run.max_generated_tokens")
+    assert [r.spent.generated_tokens for r in reports if r.spent] == [16, 32, 48, 64]
+    assert [r.spent.labels for r in reports if r.spent] == [4, 8, 12, 16]
+    resumed = controller(World(), [], staleness=1, max_tokens=49, start=2, spent=Spent(generated_tokens=32))
+    assert (await resumed.run(), resumed.ended_by) == (4, "run.max_generated_tokens")
+    over = controller(World(), [], staleness=1, max_seconds=10.0, spent=Spent(seconds=11.0))
+    assert (await over.run(), over.ended_by) == (0, "run.max_seconds")
+
+
+def rounds(start: int = 0) -> IterativeSchedule:
+    """Rounds of 8 pairs in 3 passes: 6 steps."""
+    return IterativeSchedule(batch_pairs=4, pairs_per_round=8, epochs=3, seed=0, start_step=start)
+
+
+async def test_a_round_is_sampled_by_one_policy_and_trained_on_in_passes() -> None:
+    world, reports = World(abstain=frozenset({2, 11})), []
+    running = controller(world, reports, staleness=0, steps=12, schedule=rounds())
+    assert (await running.run(), running.ended_by) == (12, "run.max_steps")
+    first, second = {0, 1, 3, 4, 5, 6, 7, 8}, {9, 10, 12, 13, 14, 15, 16, 17}
+    for number, wanted in ((0, first), (1, second)):
+        for epoch in range(3):
+            start = number * 6 + epoch * 2
+            assert sorted(world.trained[start] + world.trained[start + 1]) == sorted(wanted), (
+                "a pass uses each pair once"
+            )
+        assert world.trained[number * 6] == sorted(wanted)[:4], "the first pass goes in plan order"
+    assert world.trained[2:4] != world.trained[4:6], "every later pass has its own order"
+    versions = [{item.pair.min_policy_version for item in report.batch} for report in reports]
+    assert versions == [{0}] * 6 + [{6}] * 6
+    assert [max(report.ages) for report in reports] == [0, 1, 2, 3, 4, 5] * 2
+    assert [event for event in world.events if event.startswith("push")] == ["push 6", "push 12"]
+    assert list(world.states.values()).count(PairState.TRAINED) == 16
+    assert [r.spent.labels for r in reports if r.spent] == [4, 8, 8, 8, 8, 8, 12, 16, 16, 16, 16, 16]
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3, 5, 6, 7, 10])
+async def test_a_round_goes_on_where_it_was_killed(killed_after: int) -> None:
+    """What the ledger holds after ``killed_after`` steps, and the step's number, give the same batches from there."""
+    whole = World()
+    await controller(whole, [], staleness=0, steps=12, schedule=rounds()).run()
+    begun = 8 * (killed_after // 6)
+    retired = {i for batch in whole.trained[: killed_after - killed_after % 6] for i in batch}
+    if killed_after % 6 > 4:
+        retired |= set(whole.trained[killed_after - 1])
+    left = [i for i in range(begun, begun + 8) if i not in retired]
+    labelled = [i for i in left if killed_after % 6 >= 2 or i - begun < 4]
+    world = World()
+    world.version = begun // 8 * 6
+    work = UnfinishedWork(
+        planned=[plan(i) for i in left if i not in labelled],
+        labeled=[
+            LabeledPair(
+                pair=pair(i, version=world.version),
+                label=label(i),
+                reference=ReferenceLogprobs(pair_id=f"pair-{i}", a=0.0, b=0.0),
+            )
+            for i in labelled
+        ],
+    )
+    world.states = dict.fromkeys((f"pair-{i}" for i in labelled), PairState.LABELED)
+    resumed = controller(
+        world, [], staleness=0, steps=12, start=killed_after, schedule=rounds(killed_after), work=work,
+        next_index=begun + 8,
+    )  # fmt: skip
+    assert await resumed.run() == 12
+    assert world.trained == whole.trained[killed_after:]
+    assert len(world.states) == len(labelled) + sum(i not in labelled for i in left) + (8 if begun == 0 else 0)
+
+
+async def test_a_run_that_ends_within_a_round_serves_what_it_has_trained() -> None:
+    world = World()
+    await controller(world, [], staleness=0, steps=3, schedule=rounds()).run()
+    assert world.version == 3 and world.events[-1] == "served 3"
+    assert len(world.states) == 8
+
+
+def test_rounds_of_one_batch_and_one_pass_are_synchronous_training() -> None:
+    one = IterativeSchedule(batch_pairs=4, pairs_per_round=4, epochs=1, seed=0)
+    online = OnlineSchedule(batch_pairs=4)
+    for step in range(5):
+        assert (one.introduced(step), one.retired(step), one.served_version(step)) == (
+            online.introduced(step),
+            online.retired(step),
+            online.served_version(step),
+        )

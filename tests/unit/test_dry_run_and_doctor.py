@@ -30,7 +30,7 @@ def test_dry_run_prints_roles_prompts_and_budget(
     for role in ("generator", "reference", "oracle", "policy learner"):
         assert role in out
     assert "4 held out" in out
-    assert "3 steps of 4 pairs = 12 labels" in out
+    assert "3 steps (run.max_steps) of 4 pairs = 12 labels, about 36 sequence forwards" in out
     assert not (tmp_path / "tiny").exists()
 
 

@@ -3,17 +3,19 @@
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pilaf_ray.evaluation.step_metrics import busy_metrics, step_metrics
+from pilaf_ray.evaluation.step_metrics import busy_metrics, spent_before, step_metrics, total_costs
 from pilaf_ray.observability.metric_types import Last, Max, Mean, Metric, Sum
 from pilaf_ray.observability.metrics import METRICS, definition_of, metrics_page, reduce_metrics
 from pilaf_ray.observability.reward_metrics import REWARD_METRICS
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.wandb_sink import WandbSink, has_wandb_login
+from pilaf_ray.pipeline.budget import Spent
 from pilaf_ray.pipeline.controller import StepReport
 from pilaf_ray.types import (
     FinishReason,
@@ -139,6 +141,7 @@ def report() -> StepReport:
         push_seconds=0.25,
         sync_seconds=0.5,
         in_flight=7,
+        spent=Spent(labels=12, generated_tokens=900, seconds=30.5),
     )
 
 
@@ -163,6 +166,9 @@ def test_metrics_of_a_step() -> None:
             "cost/scoring_forwards": 3,
             "cost/generated_tokens": 42,
             "cost/labelled_responses": 4,
+            "total/labels": 12,
+            "total/generated_tokens": 900,
+            "total/seconds": 30.5,
             "pairs/in_flight": 7,
             "time/wait": 1.0,
             "time/train": 2.0,
@@ -170,6 +176,16 @@ def test_metrics_of_a_step() -> None:
             "time/sync": 0.5,
         }
     )
+
+
+def test_costs_are_counted_once_and_totals_go_on_from_the_file(tmp_path: Path) -> None:
+    again = step_metrics(replace(report(), is_first_use=False))
+    assert [value for key, value in again.items() if key.startswith("cost/")] == [0, 0, 0, 0]
+    assert total_costs([step_metrics(report()), again])["sequence_forwards"] == 12
+    path = tmp_path / "metrics.jsonl"
+    assert spent_before(path) == Spent()
+    JsonlSink(path).write(step_metrics(report()))
+    assert spent_before(path) == Spent(labels=12, generated_tokens=900, seconds=30.5)
 
 
 def test_every_key_that_is_written_is_defined() -> None:

@@ -200,6 +200,8 @@ async def test_pilaf_pairs_follow_the_mixture() -> None:
     mixed = [pair for pair in pairs if pair.branch == "interpolated"]
     assert all(p.draw is not None and p.draw.log_z_a == log_z_sample(p.a) for p in mixed)
     assert {p.loss_weight for p in pairs} == {1.0}
+    hot = await drawn(PilafSampler(beta=BETA), SidePairs(World(), knows_z=False), 20)
+    assert {p.draw.log_z_a for p in hot if p.draw} == {None}, "at another temperature the draws say nothing of Z"
 
 
 async def test_hybrid_pairs_follow_policy_and_reference() -> None:

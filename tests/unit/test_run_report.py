@@ -28,6 +28,7 @@ def write_run(folder: Path, *, sampler: str = "pilaf", finished: bool = True, sh
     steps = range(1, 5)
     lines: list[dict[str, Any]] = [
         {"step": step, "loss": 0.7, "train/accuracy": 0.5, "reward/policy": None if step == 2 else 0.1 * step}
+        | {"total/labels": 8.0 * step, "total/generated_tokens": 170.0 * step, "cost/sequence_forwards": 24.0}
         | {"age/max": 1, "response/tokens": 10.0 + step, "time/wait": 0.5, "time/train": 1.0, "time/push": 0.25}
         for step in steps
     ]
@@ -45,6 +46,7 @@ def write_run(folder: Path, *, sampler: str = "pilaf", finished: bool = True, sh
     if finished:
         summary = {
             "wall_seconds": 30.0,
+            "pairs": 32,
             "utilization": {"generator": 0.5, "learner": 0.25},
             "peak_memory_mib": {"generator": 800.0, "learner": 1200.0},
             "seconds": {"start": 10.0, "training": 7.0},
@@ -71,15 +73,15 @@ def test_numbers_of_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     kls = [2.0 + 0.1 * n for n in range(6)]
     assert f"<td>{mean(rewards):.3f} [" in page
     assert f"<td>{mean(rewards) - 0.1 * mean(kls):.3f} [" in page
-    assert "<td>32</td><td>4</td>" in page  # labels, steps
-    assert run.generated_tokens[-1] == pytest.approx(2 * 8 * (11 + 12 + 13 + 14))
+    assert "<td>32</td><td>4</td><td>96</td><td>680</td>" in page  # labels, steps, forwards, tokens
+    assert run.generated_tokens == [0, 170, 340, 510, 680] and run.labels[2] == 16
     assert run.seconds == pytest.approx([0, 1.75, 3.5, 5.25, 7.0])
 
 
 def test_unfinished_run_is_marked(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = run_report([read_run(write_run(tmp_path / "early", finished=False))])
-    assert "Partial: early has not finished: 4 of 4 steps" in page
+    assert "Partial: early has not finished: 4 steps so far" in page
     assert "Partial" not in run_report([read_run(write_run(tmp_path / "late"))])
 
 
