@@ -118,9 +118,9 @@ async def _sample(
             ),
         ),
         launcher.oracle(
-            config.oracle.type,
-            build.oracle_arguments(config, inputs),
-            replicas=config.oracle.replicas,
+            config.scoring_oracle.type,
+            build.oracle_arguments(config.scoring_oracle),
+            replicas=config.scoring_oracle.replicas,
             resources=RoleResources(num_cpus=r.oracle.cpus, num_gpus=r.oracle.gpus, threads=1),
         ),
     )

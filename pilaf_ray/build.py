@@ -12,7 +12,7 @@ from pilaf_ray.build_rewards import rollout_learner_arguments
 from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm, ValueModelConfig
 from pilaf_ray.config.limits import IterativeScheduleConfig, round_steps
-from pilaf_ray.config.oracle import FunctionOracleConfig
+from pilaf_ray.config.oracle import FunctionOracleConfig, RewardModelOracleConfig
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import PromptSourceConfig, RunConfig
 from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
@@ -211,9 +211,8 @@ def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
     }
 
 
-def oracle_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
-    """Arguments of the oracle class that ``oracle.type`` names."""
-    oracle = config.oracle
+def oracle_arguments(oracle: FunctionOracleConfig | RewardModelOracleConfig) -> dict[str, Any]:
+    """Arguments of the oracle class that scores."""
     if isinstance(oracle, FunctionOracleConfig):
         return {
             "target": oracle.target,

@@ -125,7 +125,7 @@ def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate
             config.reference.cpu_threads,
             f"{reference}, {inputs.dtype}",
         ),
-        "oracle": (config.oracle.replicas, r.oracle, 1, config.oracle.type),
+        "oracle": (config.scoring_oracle.replicas, r.oracle, 1, config.scoring_oracle.type),
     }
     if reward := config.reward_model:
         model = f"{reward.path or policy} + scalar head, {resolve_dtype(reward.precision)}, ZeRO-{reward.zero_stage}"

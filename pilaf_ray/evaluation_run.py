@@ -19,7 +19,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.handles import GeneratorPool, OraclePool, ReferencePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.config.loader import load_config
-from pilaf_ray.config.oracle import ArgmaxRuleConfig, OracleConfig
+from pilaf_ray.config.oracle import ArgmaxRuleConfig, ScoringOracleConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.errors import ConfigError, PromptError
@@ -70,7 +70,7 @@ def evaluate(
     if len(set(names)) < len(names) or REFERENCE in names:
         policies = [_renamed(policy) for policy in policies]
     settings = _settings(policies, config, overrides, prompts)
-    judge_config = _judge(judge) if judge is not None else settings.oracle
+    judge_config = _judge(judge) if judge is not None else settings.scoring_oracle
     inputs = build.build_inputs(settings)
     for policy in policies:
         check_models(str(policy.model), settings.model.reference_path, max_model_len=settings.model.max_length)
@@ -112,9 +112,9 @@ def _settings(
     return settings
 
 
-def _judge(text: str) -> OracleConfig:
+def _judge(text: str) -> ScoringOracleConfig:
     try:
-        judge: OracleConfig = TypeAdapter(OracleConfig).validate_python(yaml.safe_load(text))
+        judge: ScoringOracleConfig = TypeAdapter(ScoringOracleConfig).validate_python(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -130,7 +130,7 @@ class _EvaluationJob:
         self,
         config: RunConfig,
         inputs: build.RunInputs,
-        judge: OracleConfig,
+        judge: ScoringOracleConfig,
         samples: int,
         logs: Path,
         console: Console,
@@ -146,7 +146,7 @@ class _EvaluationJob:
         """Everything about ``policies``, and about the reference."""
         self._console.print("loading reference and oracle", highlight=False)
         reference, oracle, judge = await asyncio.gather(
-            self._reference(), self._oracle(self._config.oracle), self._oracle(self._judge)
+            self._reference(), self._oracle(self._config.scoring_oracle), self._oracle(self._judge)
         )
         results: dict[str, EvaluationResult] = {}
         for policy in policies:
@@ -199,11 +199,11 @@ class _EvaluationJob:
             resources=RoleResources(num_cpus=asked.cpus, num_gpus=asked.gpus, threads=config.cpu_threads),
         )
 
-    async def _oracle(self, oracle: OracleConfig) -> OraclePool:
+    async def _oracle(self, oracle: ScoringOracleConfig) -> OraclePool:
         asked = self._config.resources.oracle
         return await self._launcher.oracle(
             oracle.type,
-            build.oracle_arguments(self._config.model_copy(update={"oracle": oracle}), self._inputs),
+            build.oracle_arguments(oracle),
             replicas=oracle.replicas,
             resources=RoleResources(num_cpus=asked.cpus, num_gpus=asked.gpus, threads=1),
         )

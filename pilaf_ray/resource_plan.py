@@ -48,7 +48,7 @@ def role_requests(config: RunConfig) -> tuple[RoleRequest, ...]:
         request("generator", generation.replicas, "generation.replicas", r.generator),
         request("learner", config.learner.ranks, "learner.ranks", r.learner),
         request("reference", config.reference.replicas, "reference.replicas", r.reference),
-        request("oracle", config.oracle.replicas, "oracle.replicas", r.oracle),
+        request("oracle", config.scoring_oracle.replicas, "oracle.replicas", r.oracle),
     )
 
 
@@ -150,7 +150,7 @@ def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
 
 
 def _oracle_memory(config: RunConfig) -> MemoryEstimate:
-    oracle = config.oracle
+    oracle = config.scoring_oracle
     if isinstance(oracle, FunctionOracleConfig):
         return function_memory()
     return scorer_memory(

@@ -42,6 +42,7 @@ from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
+from pilaf_ray.people_run import ask_people, serve_console
 from pilaf_ray.pipeline.controller import STOPPED, Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
@@ -197,9 +198,9 @@ class TrainingRun:
                 ),
             ),
             launcher.oracle(
-                config.oracle.type,
-                build.oracle_arguments(config, inputs),
-                replicas=config.oracle.replicas,
+                config.scoring_oracle.type,
+                build.oracle_arguments(config.scoring_oracle),
+                replicas=config.scoring_oracle.replicas,
                 resources=RoleResources(num_cpus=r.oracle.cpus, num_gpus=r.oracle.gpus, threads=1),
             ),
             launcher.learner(
@@ -212,8 +213,10 @@ class TrainingRun:
             self._start_reward(launcher),
         )
         self._events.record("roles ready", seconds=time.monotonic() - self._started)
+        labels = await ask_people(config, self._folder, launcher, store, oracle)
+        await serve_console(config, self._folder, store, self._console)
         self._roles = Roles(
-            generators=generators, reference=reference, oracle=oracle, learner=group, store=store, reward=reward
+            generators=generators, reference=reference, oracle=labels, learner=group, store=store, reward=reward
         )
         self._side = LearnerSide(config, inputs.train, self._roles, warn=self._warn)
         return self._roles
@@ -392,7 +395,8 @@ class TrainingRun:
             budget=build.build_budget(config, spent=spent_before(self._folder.metrics), until_step=self._until_step),
             # A round is sampled from one policy: nothing is sampled ahead of its end.
             max_staleness_steps=0 if config.schedule.type == "iterative" else config.pipeline.max_staleness_steps,
-            label_batch_pairs=config.pipeline.label_batch_pairs,
+            # People answer one pair at a time: none waits for its neighbours.
+            label_batch_pairs=1 if config.oracle.asks_people else config.pipeline.label_batch_pairs,
             start_step=start_step,
             after_step=after_step,
             after_sync=after_sync,

@@ -286,6 +286,15 @@ class StoreHandle:
         window: list[tuple[LabeledPair, int]] = await self._ask("reward_window", window_pairs, held_out)
         return window
 
+    async def open_desk(self, lease_seconds: float) -> None:
+        """Let people label."""
+        await self._ask("open_desk", lease_seconds)
+
+    @property
+    def actor(self) -> Any:
+        """The actor itself, for the labelling desk in front of it."""
+        return self._actor
+
     async def next_plan_index(self) -> int:
         """The index that the next new plan gets."""
         index: int = await self._ask("next_plan_index")

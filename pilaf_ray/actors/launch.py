@@ -14,6 +14,7 @@ from pilaf_ray.actors.handles import (
     StoreHandle,
     call,
 )
+from pilaf_ray.actors.people import PeoplePool
 from pilaf_ray.actors.placement import Reservations
 from pilaf_ray.actors.roles import (
     GeneratorActor,
@@ -57,21 +58,26 @@ class RoleResources:
         }
 
 
+ComputingRole = GeneratorPool | ReferencePool | OraclePool | PeoplePool | LearnerGroup | RewardGroup
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roles:
     """Every role of a running job, as the pipeline sees them."""
 
     generators: GeneratorPool
     reference: ReferencePool
-    oracle: OraclePool
+    oracle: OraclePool | PeoplePool
     learner: LearnerGroup
     store: StoreHandle
     reward: RewardGroup | None = None
 
     @property
-    def computing(self) -> dict[str, GeneratorPool | ReferencePool | OraclePool | LearnerGroup | RewardGroup]:
+    def computing(
+        self,
+    ) -> dict[str, ComputingRole]:
         """The roles that compute, by the names under which their time and memory are reported."""
-        roles: dict[str, GeneratorPool | ReferencePool | OraclePool | LearnerGroup | RewardGroup] = {
+        roles: dict[str, ComputingRole] = {
             "generator": self.generators,
             "reference": self.reference,
             "oracle": self.oracle,
@@ -107,11 +113,11 @@ class RoleLauncher:
         return ReferencePool(actors, call_seconds=self._call_seconds)
 
     async def oracle(
-        self, kind: str, arguments: dict[str, Any], *, replicas: int, resources: RoleResources
+        self, kind: str, arguments: dict[str, Any], *, replicas: int, resources: RoleResources, name: str = "oracle"
     ) -> OraclePool:
-        """Start ``replicas`` preference oracles of type ``kind``."""
-        actors = self._create(OracleActor, "oracle", replicas, resources, kind, arguments)
-        await self._ready("oracle", actors)
+        """Start ``replicas`` preference oracles of type ``kind``; ``name`` is that of their reservation and logs."""
+        actors = self._create(OracleActor, name, replicas, resources, kind, arguments)
+        await self._ready(name, actors)
         return OraclePool(actors, call_seconds=self._call_seconds)
 
     async def learner(

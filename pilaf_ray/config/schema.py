@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.console import ConsoleSection
 from pilaf_ray.config.limits import (
     NO_STEP_LIMIT,
     IterativeScheduleConfig,
@@ -18,12 +19,14 @@ from pilaf_ray.config.limits import (
     round_steps,
     step_limit,
 )
-from pilaf_ray.config.oracle import OracleConfig
+from pilaf_ray.config.oracle import FunctionOracleConfig, OracleConfig, RewardModelOracleConfig, ScoringOracleConfig
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
 from pilaf_ray.config.store import StoreSection
 from pilaf_ray.config.submission import SubmissionSection
+
+_SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
 
 
 class ModelSection(Section):
@@ -196,6 +199,8 @@ class EvaluationSection(Section):
     """0: at the start and at the end only."""
     sample_prompts: int = Field(default=3, ge=0)
     """Prompts shown with their answers in the report."""
+    oracle: ScoringOracleConfig | None = None
+    """Gives the held-out rewards where the run's own oracle cannot score single responses, as people and judges."""
 
 
 class LoggingSection(Section):
@@ -230,6 +235,7 @@ class RunConfig(Section):
     logging: LoggingSection = LoggingSection()
     resources: ResourcesSection = ResourcesSection()
     submission: SubmissionSection = SubmissionSection()
+    console: ConsoleSection = ConsoleSection()
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -331,6 +337,28 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_scores(self) -> Self:
+        if self.evaluation.oracle is None and not isinstance(self.oracle, _SCORING):
+            raise ValueError(
+                f"oracle.type: {self.oracle.type} gives no rewards of single responses: say with evaluation.oracle "
+                "what scores the held-out answers, e.g. a function or a reward model"
+            )
+        return self
+
+    @property
+    def scoring_oracle(self) -> ScoringOracleConfig:
+        """What gives rewards of single responses."""
+        if self.evaluation.oracle is not None:
+            return self.evaluation.oracle
+        assert isinstance(self.oracle, _SCORING)
+        return self.oracle
+
+    @property
+    def serves_console(self) -> bool:
+        """Whether the run serves the console."""
+        return self.oracle.asks_people if self.console.serve is None else self.console.serve
+
     @property
     def total_cpus(self) -> float:
         """Logical CPUs that all roles together ask for."""
@@ -339,6 +367,6 @@ class RunConfig(Section):
             r.generator.cpus * self.generation.replicas
             + r.learner.cpus * self.learner.ranks
             + r.reference.cpus * self.reference.replicas
-            + r.oracle.cpus * self.oracle.replicas
+            + r.oracle.cpus * self.scoring_oracle.replicas
             + (r.reward.cpus * self.reward_model.ranks if self.reward_model else 0.0)
         )

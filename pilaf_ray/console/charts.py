@@ -19,6 +19,8 @@ class Chart:
     caption: str
     bound: float | None = None
     """A level that is drawn as a line."""
+    folded: bool = False
+    """Whether it stands with the less important ones."""
 
 
 CHARTS: tuple[Chart, ...] = (
@@ -71,8 +73,8 @@ def charts_for(known: Iterable[str], *, bound: int, in_flight: int) -> list[Char
     for key in present:
         if key not in drawn:
             d = definitions.get(key)
-            caption = f"{d.formula}. Healthy: {d.healthy}." if d else ""
-            shown.append(Chart(title=key, keys=(key,), unit=d.unit if d else "", caption=caption))
+            caption = f"{d.formula}. Healthy: {d.healthy}.".replace("`", "") if d else ""
+            shown.append(Chart(title=key, keys=(key,), unit=d.unit if d else "", caption=caption, folded=True))
     return shown
 
 

@@ -12,12 +12,12 @@ class Forecast:
     """Pace and end of a run at the pace of its last steps."""
 
     steps: int
-    max_steps: int
+    max_steps: int | None
     labels: int
-    budget: int
+    budget: int | None
     pairs_per_second: float | None
     seconds_left: float | None
-    """None before the first step, and once the run has ended."""
+    """None before the first step, without a limit of labels, and once the run has ended."""
 
 
 def forecast(records: RunRecords, counts: dict[str, int], *, now: float) -> Forecast:
@@ -27,11 +27,14 @@ def forecast(records: RunRecords, counts: dict[str, int], *, now: float) -> Fore
     pace = len(recent) / seconds if seconds > 0 else None
     steps = int(records.latest.get("step", 0))
     running = records.state(now) == "running"
+    labels = sum(counts.get(state, 0) for state in ("labeled", "trained"))
+    budget, trained = records.label_budget, counts.get("trained", 0)
+    left = None if budget is None else max(0, budget - trained) / records.batch_pairs
     return Forecast(
         steps=steps,
         max_steps=records.max_steps,
-        labels=sum(counts.get(state, 0) for state in ("labeled", "trained")),
-        budget=records.max_steps * records.batch_pairs,
+        labels=labels,
+        budget=budget,
         pairs_per_second=pace * records.batch_pairs if pace else None,
-        seconds_left=(records.max_steps - steps) / pace if pace and running else None,
+        seconds_left=left / pace if pace and running and left is not None else None,
     )

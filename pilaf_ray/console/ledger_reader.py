@@ -3,21 +3,23 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, create_engine, event, func, select
-from sqlalchemy.engine import Row
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Row, exists, func, select
 
 from pilaf_ray.store import codec, queries
-from pilaf_ray.store.tables import LabelRow, PairRow, PlanRow
-from pilaf_ray.types import PairPlan, PairState, PreferenceLabel, ReferenceLogprobs, SampledResponse
+from pilaf_ray.store.database import LedgerDatabase
+from pilaf_ray.store.queries import CONTENTS
+from pilaf_ray.store.records import LabelEvent, LabelKind
+from pilaf_ray.store.tables import labels, pairs, plans
+from pilaf_ray.types import PairPlan, PairState, PreferenceLabel, ReferenceLogprobs, ResponsePair
 
 PAGE = 50
 WINDOW = 20_000
-PARSED_WINDOW = 1_000
-"""The same where each row's text must be read to know whether it matches."""
+SEARCH_WINDOW = 4_000
+"""The same where each prompt's text is looked at."""
 SEARCH_SECONDS = 0.12
 
 
@@ -34,6 +36,8 @@ class PairFilter:
     """Part of the prompt."""
     tie: bool = False
     """Pairs whose label is no clear preference: between ¼ and ¾."""
+    disagreement: bool = False
+    """Pairs on which annotators took different sides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,52 +72,56 @@ class PairDetail:
 
     plan: PairPlan
     state: str
-    a: SampledResponse | None
-    b: SampledResponse | None
+    branch: str
+    sampling: int
+    pair: ResponsePair | None
     label: PreferenceLabel | None
     reference: ReferenceLogprobs | None
     trained_step: int | None
     reason: str | None
-    times: dict[str, float] = field(default_factory=dict)
+    times: dict[PairState, int] = field(default_factory=dict)
+    """When it came into each state; UTC, milliseconds."""
+    events: Sequence[LabelEvent] = ()
 
 
 class LedgerReader:
     """Reads one run's ledger through a handle that cannot write.
 
     Args:
-        path: the SQLite file; it need not exist yet.
+        url: SQLAlchemy URL; a SQLite file need not exist yet.
+        namespace: of the run, where runs share a database.
         clock: for the time that a search may take.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = path
-        self._clock = clock
-        self._engine = create_engine(
-            f"sqlite:///file:{path.resolve()}?mode=ro&uri=true", pool_size=8, max_overflow=32, pool_timeout=10
-        )
+    def __init__(self, url: str, *, namespace: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url, self._namespace, self._clock = url, namespace, clock
         self._counts: dict[str, int] = {}
         self._counts_until = -1.0
-
-        @event.listens_for(self._engine, "connect")
-        def _read_only(connection: Any, _record: object) -> None:
-            connection.execute("PRAGMA query_only=ON")
 
     @property
     def exists(self) -> bool:
         """Whether the run has a ledger yet."""
-        return self._path.exists()
+        return not self._url.startswith("sqlite:///") or Path(self._url.removeprefix("sqlite:///")).exists()
+
+    @cached_property
+    def database(self) -> LedgerDatabase:
+        """The open database; LedgerError where it cannot be read."""
+        return LedgerDatabase(self._url, namespace=self._namespace, read_only=True)
 
     def close(self) -> None:
         """Release the database."""
-        self._engine.dispose()
+        if "database" in self.__dict__:
+            self.database.close()
 
     def counts(self) -> dict[str, int]:
         """Pairs in each state; counted again once counting has become cheap beside the time since."""
         if self.exists and self._clock() >= self._counts_until:
             started = self._clock()
-            with Session(self._engine) as session:
-                found = session.execute(select(PairRow.state, func.count()).group_by(PairRow.state)).all()
-            self._counts = {state.value: 0 for state in PairState} | {row[0]: int(row[1]) for row in found}
+            # Whoever comes meanwhile gets the older counts instead of counting, too.
+            self._counts_until = started + 60
+            with self.database.reading() as connection:
+                found = queries.counts(connection)
+            self._counts = {state.value: count for state, count in found.by_state.items()}
             ended = self._clock()
             self._counts_until = ended + max(1.0, 20 * (ended - started))
         return self._counts
@@ -122,33 +130,31 @@ class LedgerReader:
         """Pairs by age in policy versions, over the last ``steps`` trained steps."""
         if not self.exists:
             return {}
-        age = PairRow.trained_step - 1 - PairRow.min_version
+        age = pairs.c.trained_step - 1 - pairs.c.min_version
         query = (
             select(age, func.count())
-            .where(PairRow.trained_step > newest_step - steps, PairRow.min_version.is_not(None))
+            .where(pairs.c.trained_step > newest_step - steps, pairs.c.min_version.is_not(None))
             .group_by(age)
         )
-        with Session(self._engine) as session:
-            return {int(row[0]): int(row[1]) for row in session.execute(query) if row[0] is not None}
+        with self.database.reading() as connection:
+            return {int(row[0]): int(row[1]) for row in connection.execute(query) if row[0] is not None}
 
     def page(self, wanted: PairFilter, *, before: int | None = None) -> PairPage:
         """The next page below index ``before``, from the newest pair on without it."""
         if not self.exists:
             return PairPage(pairs=(), next_before=None, complete=True)
         conditions = _conditions(wanted)
-        with Session(self._engine) as session:
-            newest = session.scalar(select(func.max(PairRow.plan_index)))
-            if newest is None:
-                return PairPage(pairs=(), next_before=None, complete=True)
-            below = int(newest) + 1 if before is None else before
-            found: list[Row[Any]] = []
+        with self.database.reading() as connection:
+            below = queries.next_plan_index(connection) if before is None else before
+            found: list[Any] = []
             deadline = self._clock() + SEARCH_SECONDS
             # Windows of the index keep every query short, however rare a match is.
-            window = PARSED_WINDOW if wanted.text or wanted.tie else WINDOW if conditions else PAGE + 1
+            window = SEARCH_WINDOW if wanted.text else WINDOW if conditions else PAGE + 1
             while below > 0 and len(found) <= PAGE and self._clock() < deadline:
                 low = max(0, below - window)
-                query = _columns().where(PairRow.plan_index >= low, PairRow.plan_index < below, *conditions)
-                found += session.execute(query.order_by(PairRow.plan_index.desc()).limit(PAGE + 1 - len(found))).all()
+                query = _COLUMNS.where(pairs.c.plan_index >= low, pairs.c.plan_index < below, *conditions)
+                query = query.order_by(pairs.c.plan_index.desc()).limit(PAGE + 1 - len(found))
+                found += connection.execute(query).all()
                 below = low
         if len(found) > PAGE:
             return PairPage(pairs=_summaries(found[:PAGE]), next_before=found[PAGE - 1].plan_index, complete=True)
@@ -158,51 +164,56 @@ class LedgerReader:
         """One pair, None if there is none of that name."""
         if not self.exists:
             return None
-        with Session(self._engine) as session:
-            row = session.execute(queries.CONTENTS.where(PairRow.pair_id == pair_id)).one_or_none()
+        with self.database.reading() as connection:
+            row = connection.execute(CONTENTS.where(pairs.c.pair_id == pair_id)).one_or_none()
             if row is None:
                 return None
-            labeled = row.label_sequence is not None
             return PairDetail(
                 plan=codec.decode(PairPlan, row.plan),
                 state=row.state,
-                a=codec.decode(SampledResponse, row.response_a) if row.response_a else None,
-                b=codec.decode(SampledResponse, row.response_b) if row.response_b else None,
-                label=codec.decode_label(row) if labeled else None,
-                reference=codec.decode_reference(row) if labeled else None,
+                branch=row.branch,
+                sampling=row.sampling,
+                pair=codec.decode_pair(row) if row.response_a is not None else None,
+                label=codec.decode_label(row) if row.label_sequence is not None else None,
+                reference=codec.decode_reference(row) if row.reference_a is not None else None,
                 trained_step=row.trained_step,
                 reason=row.reason,
-                times={state.value: when / 1000 for state, when in queries.times(row).items()},
+                times=queries.times(row),
+                events=queries.label_events(connection, pair_id),
             )
 
 
-def _columns() -> Any:
-    """What the list shows, the long texts left in the file."""
-    return (
-        select(
-            PairRow.pair_id, PairRow.plan_index, PairRow.state, PairRow.branch, LabelRow.source,
-            PairRow.trained_step, PairRow.min_version, func.substr(PlanRow.prompt, 1, 160).label("prompt"),
-            LabelRow.probability,
-        )
-        .join(PlanRow, PlanRow.plan_index == PairRow.plan_index)
-        .outerjoin(LabelRow, LabelRow.sequence == PairRow.label_sequence)
-    )  # fmt: skip
+_COLUMNS = (
+    select(
+        *(pairs.c.pair_id, pairs.c.plan_index, pairs.c.state, pairs.c.branch, pairs.c.trained_step),
+        *(pairs.c.min_version, func.substr(plans.c.prompt, 1, 160).label("prompt")),
+        *(labels.c.source, labels.c.probability),
+    )
+    .join_from(pairs, plans, plans.c.plan_index == pairs.c.plan_index)
+    .outerjoin(labels, labels.c.sequence == pairs.c.label_sequence)
+)
+"""What the list shows, the long texts left in the file."""
 
 
 def _conditions(wanted: PairFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.state:
-        conditions.append(PairRow.state == wanted.state)
+        conditions.append(pairs.c.state == wanted.state)
     if wanted.branch:
-        conditions.append(PairRow.branch == wanted.branch)
+        conditions.append(pairs.c.branch == wanted.branch)
     if wanted.source:
-        conditions.append(LabelRow.source == wanted.source)
+        conditions.append(labels.c.source == wanted.source)
     if wanted.min_age is not None:
-        conditions.append(PairRow.trained_step - 1 - PairRow.min_version >= wanted.min_age)
+        conditions.append(pairs.c.trained_step - 1 - pairs.c.min_version >= wanted.min_age)
     if wanted.tie:
-        conditions.append(LabelRow.probability.between(0.25, 0.75))
+        conditions.append(labels.c.probability.between(0.25, 0.75))
+    if wanted.disagreement:
+        log = labels.alias("log")
+        on_pair = (log.c.plan_index == pairs.c.plan_index) & (log.c.kind == LabelKind.VOTE.value)
+        conditions.append(exists().where(on_pair, log.c.probability > 0.5))
+        conditions.append(exists().where(on_pair, log.c.probability < 0.5))
     if wanted.text:
-        conditions.append(PlanRow.prompt.contains(wanted.text, autoescape=True))
+        conditions.append(plans.c.prompt.contains(wanted.text, autoescape=True))
     return conditions
 
 

@@ -72,14 +72,22 @@ def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
     @router.get("/pairs", response_class=HTMLResponse)
     def pairs(
         request: Request, visitor: see, state: str = "", branch: str = "", source: str = "", age: str = "",
-        text: str = "", tie: str = "", before: int | None = None,
+        text: str = "", tie: str = "", split: str = "", before: int | None = None,
     ) -> HTMLResponse:  # fmt: skip
         wanted = PairFilter(
             state=state, branch=branch.strip(), source=source.strip(), text=text.strip()[:200],
-            min_age=int(age) if age.isdigit() else None, tie=bool(tie),
+            min_age=int(age) if age.isdigit() else None, tie=bool(tie), disagreement=bool(split),
         )  # fmt: skip
         page = ledger.page(wanted, before=before)
-        query = {"state": state, "branch": branch, "source": source, "age": age, "text": text, "tie": tie}
+        query = {
+            "state": state,
+            "branch": branch,
+            "source": source,
+            "age": age,
+            "text": text,
+            "tie": tie,
+            "split": split,
+        }
         partial = request.headers.get("HX-Request") == "true"
         template = "_pair_rows.html.j2" if partial else "pairs.html.j2"
         return pages.show(
@@ -93,9 +101,9 @@ def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
         if detail is None:
             raise HTTPException(404, "the ledger holds no such pair")
         sides: list[dict[str, Any]] = []
-        if detail.a is not None and detail.b is not None:
-            diff_a, diff_b = word_differences(detail.a.text, detail.b.text)
-            for name, response, segments in (("a", detail.a, diff_a), ("b", detail.b, diff_b)):
+        if detail.pair is not None:
+            diff_a, diff_b = word_differences(detail.pair.a.text, detail.pair.b.text)
+            for name, response, segments in (("a", detail.pair.a, diff_a), ("b", detail.pair.b, diff_b)):
                 reference = getattr(detail.reference, name) if detail.reference else None
                 tokens = shaded_tokens(response, tokenizer)
                 sides.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.errors import RunFolderError
 from pilaf_ray.evaluation.statistics import mean, standard_error
 from pilaf_ray.observability.run_status import RunStatus, read_status
@@ -107,9 +108,18 @@ class RunRecords:
         return int(self.config["pipeline"]["max_staleness_steps"])
 
     @property
-    def max_steps(self) -> int:
-        """Steps that the run is to take."""
-        return int(self.config["run"]["max_steps"])
+    def max_steps(self) -> int | None:
+        """Steps that the run is to take; None where another limit ends it."""
+        steps = int(self.config["run"]["max_steps"])
+        return None if steps >= NO_STEP_LIMIT else steps
+
+    @property
+    def label_budget(self) -> int | None:
+        """Labels that the run is to spend; None where nothing limits them."""
+        labels, steps = self.config["run"].get("max_labels"), self.max_steps
+        limits = [int(labels)] if labels else []
+        limits += [steps * self.batch_pairs] if steps is not None else []
+        return min(limits, default=None)
 
     @property
     def batch_pairs(self) -> int:

@@ -10,9 +10,13 @@ def make_oracle(kind: str, arguments: dict[str, Any]) -> PreferenceOracle:
     """The oracle that ``oracle.type: kind`` names.
 
     Args:
-        kind: ``function`` or ``reward_model``.
+        kind: ``function``, ``reward_model`` or ``judge``.
         arguments: keyword arguments of the class, with ``label_rule`` as its settings.
     """
+    if kind == "judge":
+        from pilaf_ray.oracle.judge import JudgeOracle
+
+        return JudgeOracle(**arguments)
     arguments = dict(arguments)
     rule = make_label_rule(**arguments.pop("label_rule"))
     if kind == "function":

@@ -1,8 +1,8 @@
 """The log of label events: what was said of which pair, by whom and when. Rows are only ever added.
 
 A *verdict* is the label that a pair carries; the ledger appends it in the transaction that moves
-the pair. A *vote* is one annotator's answer to a pair that waits for one or more of them. What comes
-when its pair no longer waits is kept and marked as late.
+the pair. A *vote* is one annotator's answer to a pair that waits for one or more of them; a *skip* leaves
+the pair to other annotators. What comes when its pair no longer waits is kept and marked as late.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class LabelLog:
                 "key": vote.key,
                 "plan_index": pair.plan_index,
                 "sampling": sampling,
-                "kind": LabelKind.VOTE.value,
+                "kind": (LabelKind.SKIP if vote.skip else LabelKind.VOTE).value,
                 "source": vote.source,
                 "annotator": vote.annotator,
                 "probability": vote.probability,
@@ -54,6 +54,7 @@ class LabelLog:
                 "reward_a": None,
                 "reward_b": None,
                 "withdraws": None,
+                "details": vote.details,
                 "late": not on_time,
                 "created_at": now,
             }
@@ -73,7 +74,7 @@ class LabelLog:
                 .where(labels.c.sequence == sequence)
             )
             row = connection.execute(query).one_or_none()
-            if row is None or row.kind != LabelKind.VOTE or row.annotator != annotator:
+            if row is None or row.kind not in (LabelKind.VOTE, LabelKind.SKIP) or row.annotator != annotator:
                 raise LedgerError(f"label event {sequence} is no vote of {annotator}: only its giver may withdraw it")
             known = self._known(connection, key, pair_id=row.pair_id, annotator=annotator)
             if known is not None:
@@ -90,6 +91,7 @@ class LabelLog:
                 "reward_a": None,
                 "reward_b": None,
                 "withdraws": sequence,
+                "details": None,
                 "late": row.state != PairState.SAMPLED or row.current != row.sampling,
                 "created_at": now,
             }

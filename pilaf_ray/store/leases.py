@@ -42,7 +42,7 @@ class LeaseBook:
         """Hand ``holder`` the first SAMPLED pairs, in plan order, that still need a vote.
 
         A pair is in so many hands, open leases and votes that count together, as it needs votes;
-        and never twice in the same ones.
+        and never twice in the same ones, nor in those that skipped it.
 
         Args:
             limit: at most so many pairs.
@@ -53,7 +53,7 @@ class LeaseBook:
         with self._database.writing() as connection:
             open_now = (book.c.plan_index == pairs.c.plan_index) & _open_at(now)
             taken = select(func.count()).select_from(book).where(open_now).correlate(pairs).scalar_subquery()
-            votes = _counting_votes()
+            votes, skips = _counting(LabelKind.VOTE), _counting(LabelKind.SKIP)
             answered = select(func.count(labels.c.annotator.distinct())).where(votes).correlate(pairs).scalar_subquery()
             query = (
                 select(pairs.c.plan_index, pairs.c.pair_id, pairs.c.sampling)
@@ -62,6 +62,7 @@ class LeaseBook:
                     taken + answered < votes_per_pair,
                     ~exists().where(open_now, book.c.holder == holder),
                     ~exists().where(votes, labels.c.annotator == holder),
+                    ~exists().where(skips, labels.c.annotator == holder),
                 )
                 .order_by(pairs.c.plan_index)
                 .limit(limit)
@@ -149,14 +150,14 @@ def answer(connection: Connection, vote: Vote, now: int) -> AnsweredLease:
     return AnsweredLease(sampling=row.sampling, in_time=in_time)
 
 
-def _counting_votes() -> Any:
-    """Condition: a vote on the pair at hand that came in time and was not withdrawn."""
+def _counting(kind: LabelKind) -> Any:
+    """Condition: an event of ``kind`` on the pair at hand that came in time and was not withdrawn."""
     later = labels.alias("later")
     withdrawn = exists().where(later.c.withdraws == labels.c.sequence, later.c.plan_index == labels.c.plan_index)
     return (
         (labels.c.plan_index == pairs.c.plan_index)
         & (labels.c.sampling == pairs.c.sampling)
-        & (labels.c.kind == LabelKind.VOTE.value)
+        & (labels.c.kind == kind.value)
         & ~labels.c.late
         & ~withdrawn
     )

@@ -66,6 +66,11 @@ class PreferenceLedger:
         self.leases = LeaseBook(self._database)
         """Pairs in the hands of people."""
 
+    @property
+    def database(self) -> LedgerDatabase:
+        """The database, for the labelling desk in front of it."""
+        return self._database
+
     def close(self) -> None:
         """Release the database."""
         self._database.close()
@@ -324,6 +329,7 @@ def _verdict(label: PreferenceLabel, row: Any, now: int) -> dict[str, Any]:
         "reward_a": label.reward_a,
         "reward_b": label.reward_b,
         "withdraws": None,
+        "details": None,
         "late": False,
         "created_at": now,
     }

@@ -86,7 +86,8 @@ def label_events(connection: Connection, pair_id: str) -> list[LabelEvent]:
 def label_event(row: Row[Any], pair_id: str) -> LabelEvent:
     """The event in a row of ``labels``."""
     values = dict(row._mapping)
-    del values["plan_index"]
+    for name in ("plan_index", "pair_id"):
+        values.pop(name, None)
     return LabelEvent(pair_id=pair_id, **values | {"kind": LabelKind(row.kind)})
 
 

@@ -59,6 +59,8 @@ class LabelKind(StrEnum):
 
     VOTE = "vote"
     """One annotator's answer, of which several may make a label."""
+    SKIP = "skip"
+    """One annotator's refusal to judge: the pair goes to others, and counts as unanswered."""
     VERDICT = "verdict"
     """The label that a pair carries and is trained on."""
     WITHDRAWAL = "withdrawal"
@@ -82,6 +84,10 @@ class Vote:
     reason: str | None = None
     lease_id: int | None = None
     """The lease it answers, which ends with it."""
+    details: str | None = None
+    """What the annotator saw and chose, as JSON: the probability can be computed anew from it."""
+    skip: bool = False
+    """Not an answer: the annotator leaves the pair to others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +107,7 @@ class LabelEvent:
     reward_a: float | None
     reward_b: float | None
     withdraws: int | None
+    details: str | None
     late: bool
     """It came when its pair did not wait for it any more: kept, and without effect."""
     created_at: int

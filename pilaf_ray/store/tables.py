@@ -100,6 +100,8 @@ class LabelRow(Base):
     reward_b: Mapped[float | None] = mapped_column(Float)
     withdraws: Mapped[int | None] = mapped_column(_Sequence)
     """The event that this one takes back."""
+    details: Mapped[str | None] = mapped_column(Text)
+    """What the annotator saw and chose, as JSON."""
     late: Mapped[bool] = mapped_column(Boolean)
     created_at: Mapped[int] = mapped_column(BigInteger)
 

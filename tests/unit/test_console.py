@@ -170,7 +170,7 @@ def test_a_metric_that_no_chart_knows_gets_its_own() -> None:
 
 @pytest.fixture
 def ledger(run: Path) -> Iterator[LedgerReader]:
-    reader = LedgerReader(run / "preferences.db")
+    reader = LedgerReader(f"sqlite:///{run}/preferences.db")
     yield reader
     reader.close()
 
@@ -195,7 +195,7 @@ def test_filters(ledger: LedgerReader, wanted: PairFilter, indices: list[int]) -
 
 def test_pages_follow_each_other_without_gap_or_repeat(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", pairs=130)
-    reader = LedgerReader(run / "preferences.db")
+    reader = LedgerReader(f"sqlite:///{run}/preferences.db")
     seen: list[int] = []
     before: int | None = None
     while True:
@@ -210,7 +210,7 @@ def test_pages_follow_each_other_without_gap_or_repeat(tmp_path: Path) -> None:
 
 def test_a_search_that_takes_too_long_says_where_to_go_on(run: Path) -> None:
     seconds = iter(range(1000))
-    reader = LedgerReader(run / "preferences.db", clock=lambda: float(next(seconds)))
+    reader = LedgerReader(f"sqlite:///{run}/preferences.db", clock=lambda: float(next(seconds)))
     page = reader.page(PairFilter(text="nothing has this"))
     reader.close()
     assert (page.pairs, page.complete) == ([], False)
@@ -223,7 +223,7 @@ def test_ages_are_counted_from_the_oldest_version(ledger: LedgerReader) -> None:
 
 
 def test_the_handle_cannot_write(ledger: LedgerReader) -> None:
-    with ledger._engine.connect() as connection, pytest.raises(Exception, match="readonly"):
+    with ledger.database.reading() as connection, pytest.raises(Exception, match="readonly"):
         connection.exec_driver_sql("delete from pairs")
 
 

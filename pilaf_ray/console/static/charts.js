@@ -3,7 +3,9 @@
 (() => {
   const data = { step: [] };
   const charts = [];
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const probe = document.createElement("i");
+  // A canvas does not know light-dark(): the browser resolves a colour where it is used as one.
+  const style = (name) => { probe.style.color = `var(${name})`; return getComputedStyle(probe).color; };
   const format = (v) => (v == null ? "–" : Number.isInteger(v) ? String(v) : Number(v.toPrecision(4)).toString());
 
   function options(figure, keys, width) {
@@ -29,6 +31,7 @@
   }
 
   function draw() {
+    document.body.append(probe);
     for (const chart of charts.splice(0)) chart.plot.destroy();
     for (const figure of document.querySelectorAll("figure.chart")) {
       const box = figure.querySelector(".plot");
@@ -68,9 +71,10 @@
     source.addEventListener("changed", () => document.body.dispatchEvent(new Event("pilaf:changed")));
     addEventListener("pagehide", () => source.close());
     addEventListener("pilaf:theme", draw);
-    new ResizeObserver(() => {
+    const fit = new ResizeObserver(() => {
       for (const { plot, box } of charts) if (box.clientWidth) plot.setSize({ width: box.clientWidth, height: 190 });
-    }).observe(document.getElementById("charts"));
+    });
+    for (const grid of document.querySelectorAll(".charts")) fit.observe(grid);
   });
   // For tests and for the curious: what is drawn.
   window.pilafCharts = { data };

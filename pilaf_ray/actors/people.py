@@ -1,0 +1,157 @@
+"""People as an oracle: the labelling desk in front of the store's actor, and the console in an actor of its own.
+
+The console holds nothing that is worth keeping: when it dies, Ray starts it again, the browsers send what was
+not acknowledged, and the run goes on meanwhile.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pilaf_ray.actors.handles import OraclePool, call
+from pilaf_ray.errors import ConfigError
+from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.oracle.mixture import LabelSource
+from pilaf_ray.store.desk import Backlog, Opinions, Progress
+from pilaf_ray.store.records import LabelEvent, Lease
+from pilaf_ray.types import PreferenceLabel, ResponsePair, RoleUsage
+
+START_SECONDS = 120.0
+
+
+class DeskHandle:
+    """The desk, in the process of the ledger's single writer."""
+
+    def __init__(self, store: Any, *, call_seconds: float) -> None:
+        self._store = store
+        self._seconds = call_seconds
+
+    async def want(self, pair_ids: Sequence[str], votes_per_pair: int) -> Mapping[str, Opinions]:
+        return await self._ask("want", list(pair_ids), votes_per_pair)
+
+    async def take(self, annotator: str) -> Lease | None:
+        return await self._ask("take", annotator)
+
+    async def renew(self, lease_id: int, annotator: str) -> Lease:
+        return await self._ask("renew", lease_id, annotator)
+
+    async def answer(
+        self, lease_id: int, pair_id: str, annotator: str, *, probability: float | None, details: str,
+        reason: str | None, skip: bool,
+    ) -> LabelEvent:  # fmt: skip
+        named = {"probability": probability, "details": details, "reason": reason, "skip": skip}
+        return await self._ask("answer", lease_id, pair_id, annotator, **named)
+
+    async def undo(self, annotator: str) -> LabelEvent | None:
+        return await self._ask("undo", annotator)
+
+    async def requeue(self, annotator: str) -> int:
+        return await self._ask("requeue", annotator)
+
+    async def history(self) -> list[LabelEvent]:
+        return await self._ask("history")
+
+    async def progress(self, annotator: str) -> Progress:
+        return await self._ask("progress", annotator)
+
+    async def spent(self) -> dict[str, int]:
+        """Labels that pairs carry, by source."""
+        return await self._ask("spent")
+
+    async def backlog(self) -> Backlog:
+        return await self._ask("backlog")
+
+    async def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        remote = self._store.desk.remote(method, *arguments, **named)
+        return await call(remote, role="preference store", seconds=self._seconds)
+
+
+class PeoplePool:
+    """What labels pairs, behind the oracle's port, and beside it what scores single responses.
+
+    No deadline of a call applies to people: each question to the desk is a call of its own.
+
+    Args:
+        labels: people, a judge, or a mixture.
+    """
+
+    def __init__(self, labels: LabelSource, scorer: OraclePool) -> None:
+        self._labels = labels
+        self._scorer = scorer
+        self.meter = BusyMeter()
+
+    async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+        """One label a pair, whenever it comes."""
+        with self.meter.call():
+            return await self._labels.label(pairs)
+
+    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
+        """Rewards of single responses, for evaluation."""
+        return await self._scorer.score_texts(prompts, responses)
+
+    async def usage(self) -> list[RoleUsage]:
+        """Of what scores; people are not measured."""
+        return await self._scorer.usage()
+
+
+class _Console:
+    """The console's server, in a thread of its actor; started by ``__init__``, so also when Ray restarts it."""
+
+    def __init__(
+        self, logs: str, run: str, host: str, port: int, allowed_hosts: Sequence[str], store: Any, call_seconds: float
+    ) -> None:
+        setup_logging("console", Path(logs))
+        from pilaf_ray.console.app import create_app
+        from pilaf_ray.console.serving import server
+
+        desk = None if store is None else DeskHandle(store, call_seconds=call_seconds)
+        app = create_app(Path(run), host=host, allowed_hosts=allowed_hosts, desk=desk)
+        self._server = server(app, host=host, port=port)
+        threading.Thread(target=self._server.run, name="console", daemon=True).start()
+
+    def start(self) -> bool:
+        """Answers once the server does; False where it could not bind."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started and not self._server.should_exit and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._server.started
+
+
+ConsoleActor = ray.remote(_Console)
+
+
+async def start_console(
+    *, logs: Path, run: Path, host: str, port: int, allowed_hosts: Sequence[str], store: Any, call_seconds: float
+) -> Any:
+    """Serve the console of ``run`` from an actor on this machine; returns the actor.
+
+    Args:
+        store: the store's actor where people label; None without a labelling page.
+
+    Raises:
+        ConfigError: the address is taken.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"console.host, console.port: {host}:{port} cannot be bound ({error.strerror}); choose another port"
+            ) from error
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    # It reads the run folder and the ledger's file, so it stays on the machine that writes them.
+    actor = ConsoleActor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(
+        str(logs.resolve()), str(run.resolve()), host, port, tuple(allowed_hosts), store, call_seconds
+    )
+    if not await call(actor.start.remote(), role="console", seconds=START_SECONDS):
+        raise ConfigError(f"console.port: nothing could be served at {host}:{port}; see the console's log")
+    return actor
