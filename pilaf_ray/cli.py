@@ -11,6 +11,7 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console import commands as console_commands
 from pilaf_ray.errors import PilafError
+from pilaf_ray.exchange import commands as exchange_commands
 from pilaf_ray.study_commands import add_study_commands
 from pilaf_ray.submission import commands as submission_commands
 
@@ -124,6 +125,7 @@ def config_docs() -> None:
 
 submission_commands.add_commands(app)
 console_commands.add_commands(app)
+exchange_commands.add_commands(app)
 add_study_commands(app)
 
 

@@ -20,6 +20,7 @@ from pilaf_ray.console.access import AccessBook, AccessRole
 from pilaf_ray.oracle.human import HumanOracle, HumanRules
 from pilaf_ray.oracle.mixture import LabelSource, MixtureOracle, MixtureRules
 from pilaf_ray.run_folder import RunFolder
+from pilaf_ray.store.inbox import NAME as INBOX
 from pilaf_ray.store.records import HUMAN
 
 
@@ -63,7 +64,7 @@ async def ask_people(
     if isinstance(settings, JudgeOracleConfig):
         return PeoplePool(await start_machine(launcher, settings, folder), scorer)
     people = settings.people if isinstance(settings, MixtureOracleConfig) else settings
-    await store.open_desk(people.lease_seconds)
+    await store.open_desk(people.lease_seconds, folder.path / INBOX)
     desk = DeskHandle(store.actor, call_seconds=config.pipeline.call_seconds)
     labels: LabelSource = HumanOracle(desk, human_rules(people))
     if isinstance(settings, MixtureOracleConfig):

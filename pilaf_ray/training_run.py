@@ -16,6 +16,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.handles import RewardGroup
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
+from pilaf_ray.actors.prometheus import PrometheusSink
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.build_samplers import build_pair_source
@@ -360,11 +361,16 @@ class TrainingRun:
     ) -> Controller:
         config = self._config
         shares = BusyShares(self._busy)
+        prometheus = PrometheusSink(config.run.name) if config.logging.prometheus else None
 
         async def after_step(report: StepReport) -> None:
             metrics = step_metrics(report) | busy_metrics(shares.since_last())
             self._metrics.write(metrics)
             self._wandb.write(metrics)
+            if prometheus is not None:
+                prometheus.write(metrics)
+                prometheus.write_roles(self._role_lines())
+                prometheus.write_counts((await roles.store.counts()).by_state)
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step
             # A round is resumed from the policy that samples it.

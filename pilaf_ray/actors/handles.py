@@ -286,9 +286,9 @@ class StoreHandle:
         window: list[tuple[LabeledPair, int]] = await self._ask("reward_window", window_pairs, held_out)
         return window
 
-    async def open_desk(self, lease_seconds: float) -> None:
-        """Let people label."""
-        await self._ask("open_desk", lease_seconds)
+    async def open_desk(self, lease_seconds: float, inbox: Path) -> None:
+        """Let people label; imported votes arrive in ``inbox``."""
+        await self._ask("open_desk", lease_seconds, str(inbox.resolve()))
 
     @property
     def actor(self) -> Any:

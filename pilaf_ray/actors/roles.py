@@ -238,11 +238,11 @@ class _Store:
     def next_plan_index(self) -> int:
         return self._ledger.next_plan_index()
 
-    def open_desk(self, lease_seconds: float) -> None:
+    def open_desk(self, lease_seconds: float, inbox: str) -> None:
         """Let people label; :mod:`pilaf_ray.actors.people` asks."""
         from pilaf_ray.store.desk import LabelDesk
 
-        self._desk = LabelDesk(self._ledger, lease_seconds=lease_seconds)
+        self._desk = LabelDesk(self._ledger, lease_seconds=lease_seconds, inbox=Path(inbox))
 
     def desk(self, method: str, *arguments: Any, **named: Any) -> Any:
         return getattr(self._desk, method)(*arguments, **named)

@@ -210,6 +210,8 @@ class LoggingSection(Section):
     """auto: online where logged in, offline otherwise."""
     wandb_project: str = "pilaf-ray"
     """Project name."""
+    prometheus: bool = False
+    """Set Ray gauges at every step, which the nodes' agents serve to Prometheus."""
 
 
 class RunConfig(Section):

@@ -42,6 +42,19 @@ def console(
     serve(app, host=host, port=port)
 
 
+def status(
+    run: Annotated[Path, typer.Argument(help="Run folder, e.g. runs/quickstart.")],
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+) -> None:
+    """Show a run on one terminal screen, live."""
+    from rich.console import Console
+
+    from pilaf_ray.console.terminal import show
+
+    show(run, once=once, console=Console())
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command()(console)
+    app.command()(status)

@@ -5,18 +5,24 @@ after every restart. Every answer is on disk before it is acknowledged, and has 
 double click, a second tab and a repeated request are all the same answer.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 from sqlalchemy import func, select
 
+from pilaf_ray.errors import LedgerError
 from pilaf_ray.store import queries
+from pilaf_ray.store.inbox import put_away, waiting_votes
 from pilaf_ray.store.labels import effective_votes
 from pilaf_ray.store.ledger import PreferenceLedger
 from pilaf_ray.store.records import HUMAN, LabelEvent, LabelKind, Lease, Vote
 from pilaf_ray.store.tables import labels, pairs
+
+logger = logging.getLogger(__name__)
 
 HISTORY = 5000
 PACE_ANSWERS = 20
@@ -72,15 +78,18 @@ class LabelDesk:
     Args:
         ledger: the single writer.
         lease_seconds: how long a pair stays in one person's hands without renewal.
+        inbox: folder where imported votes arrive.
     """
 
-    def __init__(self, ledger: PreferenceLedger, *, lease_seconds: float = 600.0) -> None:
+    def __init__(self, ledger: PreferenceLedger, *, lease_seconds: float = 600.0, inbox: Path | None = None) -> None:
+        self._inbox = inbox
         self._ledger = ledger
         self._seconds = lease_seconds
         self._wanted = _Wanted()
 
     def want(self, pair_ids: Sequence[str], votes_per_pair: int) -> dict[str, Opinions]:
         """Set which pairs people are to judge, and by how many; returns those of which more is known than before."""
+        self._take_in()
         with self._ledger.database.reading() as connection:
             newest = int(connection.scalar(select(func.max(labels.c.sequence))) or 0)
             changed = set(
@@ -93,6 +102,20 @@ class LabelDesk:
         fresh = [name for name in pair_ids if name in changed or name not in self._wanted.pair_ids]
         self._wanted = _Wanted(pair_ids=dict.fromkeys(pair_ids), votes_per_pair=votes_per_pair, seen=newest)
         return {pair_id: self.opinions(pair_id) for pair_id in fresh}
+
+    def _take_in(self) -> None:
+        """Keep the votes that were imported; pairs that this ledger does not hold are left out, and counted."""
+        for file, votes in waiting_votes(self._inbox) if self._inbox is not None else ():
+            strange = 0
+            for vote in votes:
+                try:
+                    self._ledger.labels.vote(vote)
+                except LedgerError:
+                    strange += 1
+            logger.info(
+                "%s: %d labels taken in, %d of pairs that are not here", file.name, len(votes) - strange, strange
+            )
+            put_away(file)
 
     def opinions(self, pair_id: str) -> Opinions:
         """The votes and skips that count now."""

@@ -51,7 +51,7 @@ CORE = [
     "pilaf_ray.types",
     "pilaf_ray.errors",
     "pilaf_ray.cli",
-    *modules("config", "store", "pipeline", "observability", "evaluation"),
+    *modules("config", "store", "pipeline", "observability", "evaluation", "console", "exchange"),
     *(name for name in modules("sampling") if name not in WITH_TORCH),
 ]
 
