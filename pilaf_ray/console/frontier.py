@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pilaf_ray.console.records import Evaluation
 
-WIDTH, HEIGHT = 560, 260
+WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 14, 34
 
 

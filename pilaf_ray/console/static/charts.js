@@ -30,6 +30,11 @@
     return rows;
   }
 
+  // Without a pointer over the chart its legend tells the newest step.
+  function showNewest(plot) {
+    if (plot.data[0].length) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+  }
+
   function draw() {
     document.body.append(probe);
     for (const chart of charts.splice(0)) chart.plot.destroy();
@@ -38,6 +43,7 @@
       const keys = figure.dataset.keys.split(",");
       const plot = new uPlot(options(figure, keys, box.clientWidth), columns(figure, keys), box);
       charts.push({ figure, keys, plot, box });
+      showNewest(plot);
     }
   }
 
@@ -54,7 +60,10 @@
   }
 
   function refresh() {
-    for (const { figure, keys, plot } of charts) plot.setData(columns(figure, keys));
+    for (const { figure, keys, plot } of charts) {
+      plot.setData(columns(figure, keys));
+      showNewest(plot);
+    }
     document.body.dispatchEvent(new Event("pilaf:changed"));
   }
 
