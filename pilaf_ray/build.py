@@ -71,7 +71,7 @@ def _check_scalar_heads(config: RunConfig) -> None:
     for setting, head in heads.items():
         path = head.path or config.model.policy
         _require_model(f"{setting}.path", path)
-        check_scalar_head(path, setting=setting, trainable_layers=head.trainable_layers)
+        check_scalar_head(path, setting=setting, layers=head.layers, trainable_layers=head.trainable_layers)
 
 
 def _require_model(key: str, path: str) -> None:

@@ -34,6 +34,8 @@ def reward_arguments(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "max_grad_norm": reward.max_grad_norm,
         "micro_batch_tokens": reward.micro_batch_tokens,
         "centering": reward.centering,
+        "pooling": reward.pooling,
+        "layers": reward.layers,
         "trainable_layers": reward.trainable_layers,
         "gradient_checkpointing": reward.gradient_checkpointing,
         "share_prompts": config.learner.share_prompts,

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from pilaf_ray.config.algorithms import PpoConfig
+from pilaf_ray.config.algorithms import PpoConfig, ValueModelConfig
 from pilaf_ray.config.oracle import FunctionOracleConfig
 from pilaf_ray.config.resources import LearnerResourcesConfig, RoleResourcesConfig
+from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import (
@@ -98,6 +99,16 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
     )
 
 
+def _scalar_head_shape(head: RewardModelSection | ValueModelConfig, policy: ModelShape) -> tuple[ModelShape, float]:
+    """What is left of the model that a scalar head is put on, and which share of its layers is trained."""
+    shape = read_shape(head.path, head=False) if head.path else policy
+    if head.layers is not None and head.layers < shape.layers:
+        each = (shape.parameters - shape.vocabulary * shape.hidden) / shape.layers
+        left = shape.parameters - round(each * (shape.layers - head.layers))
+        shape = replace(shape, layers=head.layers, parameters=left)
+    return shape, 1.0 if head.trainable_layers is None else head.trainable_layers / shape.layers
+
+
 def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
     """The policy's learner, and in the same process PPO's value model."""
     learner = config.learner
@@ -115,8 +126,7 @@ def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
     if not isinstance(config.algorithm, PpoConfig):
         return own
     value = config.algorithm.value
-    shape = read_shape(value.path, head=False) if value.path else policy
-    trained = 1.0 if value.trainable_layers is None else value.trainable_layers / shape.layers
+    shape, trained = _scalar_head_shape(value, policy)
     beside = scalar_head_memory("value", shape, replace(settings, logprob_chunk_tokens=0), trained=trained)
     # The two take turns, so activations are there once; the process is one.
     shared = {"activations", "allocator", "runtime", "logits"}
@@ -130,8 +140,7 @@ def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
 def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
     reward = config.reward_model
     assert reward is not None, "only a run with a reward model has memory for it"
-    shape = read_shape(reward.path, head=False) if reward.path else policy
-    trained = 1.0 if reward.trainable_layers is None else reward.trainable_layers / shape.layers
+    shape, trained = _scalar_head_shape(reward, policy)
     return scalar_head_memory(
         "reward",
         shape,

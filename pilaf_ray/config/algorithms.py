@@ -125,6 +125,8 @@ class ValueModelConfig(Section):
     """Of the scalar head, which starts from nothing; null for that of the rest."""
     clip: float | None = Field(default=0.2, gt=0)
     """A value may move so far from its old one before its loss stops falling; null for the plain squared error."""
+    layers: int | None = Field(default=None, ge=1)
+    """Keep only so many of the first layers; all when left out. Fewer are faster, and learn from fewer pairs."""
     trainable_layers: int | None = Field(default=None, ge=0)
     """Train only so many of the last layers and the head; all when left out."""
 

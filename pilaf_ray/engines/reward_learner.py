@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from pilaf_ray.data.collate import TokenPair, micro_batches
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.data.retokenize import Retokenizer
 from pilaf_ray.engines.learner_setup import join_group
-from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head, same_vocabulary
+from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head, response_mean, same_vocabulary
 from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.engines.training_engine import TrainingEngine
 from pilaf_ray.errors import NonFiniteLossError
@@ -25,15 +26,18 @@ from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult,
 class RewardLearner:
     """One rank of r̂; every method is called on all ranks together.
 
-    A response is scored at its last token. With the policy's vocabulary r̂ reads the tokens
-    that were sampled; a reward model with a tokenizer of its own gets prompt and response
-    as text, in its own chat template (:class:`pilaf_ray.data.retokenize.Retokenizer`).
+    A response is scored at its last token, or by the mean over its tokens. With the policy's
+    vocabulary r̂ reads the tokens that were sampled; a reward model with a tokenizer of its own
+    gets prompt and response as text, in its own chat template
+    (:class:`pilaf_ray.data.retokenize.Retokenizer`).
 
     Args:
         model_path: a language model, which gets a new scalar head, or a reward model.
         policy_path: whose tokens responses are given in.
         head_learning_rate: of the scalar head; that of the rest when left out.
         centering: strength of the penalty on r̂(a) + r̂(b), see ``losses/bradley_terry.py``.
+        pooling: score at the last token, or the mean over a response's tokens.
+        layers: keep only so many of the first layers.
         trainable_layers: train only so many of the last layers and the head; all when left out.
         max_length: longest conversation that is read where it is tokenised anew.
     """
@@ -57,6 +61,8 @@ class RewardLearner:
         max_grad_norm: float = 1.0,
         micro_batch_tokens: int,
         centering: float = 0.0,
+        pooling: Literal["last_token", "mean"] = "last_token",
+        layers: int | None = None,
         trainable_layers: int | None = None,
         gradient_checkpointing: bool = False,
         share_prompts: bool = True,
@@ -70,8 +76,9 @@ class RewardLearner:
         torch.manual_seed(seed)
         join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
         self._clock = UsageClock(f"reward-{rank}")
+        self._pooling = pooling
         self._version, self._centering, self._dump_folder = 0, centering, dump_folder
-        network = load_scalar_head(model_path, setting="reward_model", trainable_layers=trainable_layers)
+        network = load_scalar_head(model_path, setting="reward_model", layers=layers, trainable_layers=trainable_layers)
         if gradient_checkpointing:
             network.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -171,6 +178,8 @@ class RewardLearner:
 
     def _forward(self, tokens: Sequence[TokenPair]) -> Tensor:
         batch = self._batches.collate(tokens).to(self._engine.device)
+        if self._pooling == "mean":
+            return response_mean(self._engine, batch)
         return self._engine(batch, batch.end_row, batch.end_position)
 
     def _tokens(self, prompt: Prompt, token_ids: tuple[int, ...], text: str) -> TokenPair:

@@ -49,8 +49,8 @@ class RolloutLearner:
         kl_coefficient: at the start; ``kl_target`` and ``kl_horizon`` make it adaptive.
         kl_estimator: of the KL in the loss, where it is not in the reward.
         importance_cap: truncation of π_old/μ; None leaves stale rollouts uncorrected.
-        value: PPO's value model: ``model_path``, ``learning_rate``, ``head_learning_rate``, ``clip`` and
-            ``trainable_layers``.
+        value: PPO's value model: ``model_path``, ``learning_rate``, ``head_learning_rate``, ``clip``, ``layers``
+            and ``trainable_layers``.
         optimizer: further settings of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
 
@@ -104,7 +104,10 @@ class RolloutLearner:
         if value is not None:
             self._value_clip = value["clip"]
             critic: Any = load_scalar_head(
-                value["model_path"], setting="algorithm.value", trainable_layers=value["trainable_layers"]
+                value["model_path"],
+                setting="algorithm.value",
+                layers=value["layers"],
+                trainable_layers=value["trainable_layers"],
             )
             networks.append(critic)
             settings = {**optimizer, "learning_rate": value["learning_rate"], "lr_schedule": "constant"}

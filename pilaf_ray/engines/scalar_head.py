@@ -1,9 +1,11 @@
 """A decoder that answers with one number instead of a distribution: reward models and value models."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
@@ -33,12 +35,31 @@ class ScalarHeadModel(nn.Module):
         return values
 
 
-def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = None) -> nn.Module:
+def response_mean(
+    model: Callable[[SequenceBatch, Tensor, Tensor], Tensor], batch: SequenceBatch
+) -> Float[Tensor, "sequence"]:
+    """Mean of the head's output over the tokens of each response."""
+    # Where a response's next token is predicted from, there stands the token before it; only the last is missing.
+    later = torch.ones_like(batch.token_sequence, dtype=torch.bool)
+    later[1:] = batch.token_sequence[1:] == batch.token_sequence[:-1]
+    later[0] = False
+    rows = torch.cat([batch.token_row[later], batch.end_row])
+    positions = torch.cat([batch.token_position[later], batch.end_position])
+    order = torch.arange(batch.sequences, device=rows.device)
+    owner = torch.cat([batch.token_sequence[later], order])
+    values = model(batch, rows, positions)
+    return values.new_zeros(batch.sequences).index_add(0, owner, values) / torch.bincount(owner)
+
+
+def load_scalar_head(
+    path: str, *, setting: str, layers: int | None = None, trainable_layers: int | None = None
+) -> nn.Module:
     """A decoder with a scalar head, in fp32; a new head is zero, so that every text is worth the same.
 
     Args:
         path: a language model or a reward model: folder or hub id.
         setting: the section of the configuration that names it, e.g. ``"reward_model"``.
+        layers: keep only so many of the first layers; the saved model has no more.
         trainable_layers: train only so many of the last layers, the last norm and the head.
 
     Raises:
@@ -47,7 +68,7 @@ def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = 
     """
     from transformers import AutoModelForSequenceClassification
 
-    check_scalar_head(path, setting=setting, trainable_layers=trainable_layers)
+    check_scalar_head(path, setting=setting, layers=layers, trainable_layers=trainable_layers)
     network: Any
     try:
         network, found = AutoModelForSequenceClassification.from_pretrained(
@@ -60,18 +81,34 @@ def load_scalar_head(path: str, *, setting: str, trainable_layers: int | None = 
     if "score.weight" in found["missing_keys"]:
         # A head that is drawn would start with opinions, as large as those that are to be learned.
         nn.init.zeros_(network.score.weight)
+    if layers is not None:
+        _cut(network, layers)
     if trainable_layers is not None:
         _freeze(network, trainable_layers)
     return network  # type: ignore[no-any-return]
 
 
+def _stack(network: Any) -> nn.ModuleList:
+    """The decoder's layers."""
+    count = network.config.get_text_config().num_hidden_layers
+    (stack,) = (m for m in network.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count)
+    return stack
+
+
+def _cut(network: Any, layers: int) -> None:
+    """Drop the upper layers, as if the model had been made without them."""
+    stack, config = _stack(network), network.config.get_text_config()
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    del stack[layers:]
+
+
 def _freeze(network: Any, trainable_layers: int) -> None:
     """Keep the embeddings and the lower layers as they are."""
-    base = network.base_model
-    count = network.config.get_text_config().num_hidden_layers
-    (layers,) = (m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == count)
-    frozen: list[nn.Module] = [*layers[: count - trainable_layers]]
-    frozen += [m for m in base.children() if isinstance(m, nn.Embedding)]
+    stack = _stack(network)
+    frozen: list[nn.Module] = [*stack[: len(stack) - trainable_layers]]
+    frozen += [m for m in network.base_model.children() if isinstance(m, nn.Embedding)]
     for module in frozen:
         module.requires_grad_(False)
 

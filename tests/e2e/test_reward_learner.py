@@ -152,9 +152,19 @@ def recover(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path
     partly = make(model, out, master_port=port, trainable_layers=1)
     lower = {n: p.clone() for n, p in partly._engine.network.named_parameters() if not p.requires_grad}
     top = {n: p.clone() for n, p in partly._engine.network.named_parameters() if p.requires_grad}
-    partly.train_step(pairs(16, seed=1))
+    for _ in range(2):  # the head is zero at first, and lets no gradient through
+        partly.train_step(pairs(16, seed=1))
     after = dict(partly._engine.network.named_parameters())
     learner = make(model, out, master_port=port, micro_batch_tokens=1024)
+    mean = make(model.parent / "reward", out, policy=model, master_port=port, pooling="mean")
+    probe = scoring_items(pairs(3, seed=2))
+    network = plain(model.parent / "reward")
+    pooled = []
+    for item in probe:
+        with torch.no_grad():
+            tokens = torch.tensor([[*item.prompt.token_ids, *item.token_ids]])
+            hidden = network.base_model(tokens).last_hidden_state[0, len(item.prompt.token_ids) :]
+            pooled.append(float(network.score(hidden).mean()))
     blank = set(learner.score(scoring_items(pairs(4, seed=1))).values)
     for step in range(120):
         learner.train_step(pairs(32, seed=100 + step))
@@ -164,6 +174,7 @@ def recover(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path
         "margins": [a - b for a, b in zip(scores[0::2], scores[1::2], strict=True)],
         "known": [0.5 * (i.pair.a.token_ids.count(GOOD) - i.pair.b.token_ids.count(GOOD)) for i in held_out],
         "blank": blank,
+        "pooled": (mean.score(probe).values, pooled),
         "frozen": all(torch.equal(value, after[name]) for name, value in lower.items()),
         "trained": not any(torch.equal(value, after[name]) for name, value in top.items()),
         "names": sorted(lower),
@@ -174,7 +185,7 @@ def retokenise(rank: int, ranks: int, stage: int, port: int, model: Path, policy
     """r̂ with a vocabulary of its own reads texts."""
     from transformers import AutoTokenizer
 
-    learner = make(model, out, policy=policy, master_port=port)
+    learner = make(model, out, policy=policy, master_port=port, layers=1)
     prompt = Prompt(prompt_id="p", text="Name a film.", token_ids=(9, 9, 9))
     texts = ["A long good answer.", "", "Rain"]
     scores = learner.score([ScoringItem(prompt=prompt, token_ids=(7,) * (n + 1), text=t) for n, t in enumerate(texts)])
@@ -184,6 +195,7 @@ def retokenise(rank: int, ranks: int, stage: int, port: int, model: Path, policy
         [{"role": "user", "content": prompt.text}], add_generation_prompt=True, return_dict=False
     )
     network = plain(out / "hf")
+    assert network.config.num_hidden_layers == 1, "a reward model that was cut is saved as a model of so many layers"
     expected = []
     for text in texts:
         after = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
@@ -247,6 +259,8 @@ def test_known_rewards_are_recovered_and_lower_layers_can_stay(model: Path, tmp_
     # Not the order only: the slope of r̂'s differences on the known ones is that of the log-odds.
     slope = (margins * known).sum() / known.square().sum()
     assert slope == pytest.approx(1.0, abs=0.25)
+    ours, expected = found["pooled"]
+    assert ours == pytest.approx(expected, abs=1e-4)
     assert found["blank"] == {0.0}, "a new head has no opinion"
     assert found["frozen"] and found["trained"]
     assert any("embed" in name for name in found["names"]) and not any("layers.1" in name for name in found["names"])

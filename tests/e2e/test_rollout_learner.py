@@ -94,6 +94,7 @@ def make(kind: str, model: Path, out: Path, *, rank: int, ranks: int, port: int,
             "learning_rate": RATE,
             "head_learning_rate": 2 * RATE,
             "clip": 0.1,
+            "layers": None,
             "trainable_layers": None,
         }
         if kind == "ppo"
