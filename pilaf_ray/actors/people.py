@@ -4,6 +4,7 @@ The console holds nothing that is worth keeping: when it dies, Ray starts it aga
 not acknowledged, and the run goes on meanwhile.
 """
 
+import os
 import socket
 import threading
 import time
@@ -114,6 +115,10 @@ class _Console:
         app = create_app(Path(run), host=host, allowed_hosts=allowed_hosts, desk=desk)
         self._server = server(app, host=host, port=port)
         threading.Thread(target=self._server.run, name="console", daemon=True).start()
+
+    def process_id(self) -> int:
+        """For those who want to end it."""
+        return os.getpid()
 
     def start(self) -> bool:
         """Answers once the server does; False where it could not bind."""

@@ -28,7 +28,8 @@ def exposed_name(key: str) -> str:
 
 def exposed_names() -> dict[str, str]:
     """Every exposed name, before Ray's prefix, and its help text with the unit."""
-    defined = {exposed_name(d.key): f"{d.formula} ({d.unit or 'no unit'})".replace("`", "") for d in METRICS}
+    # Ray takes ASCII only, which the formulas are not.
+    defined = {exposed_name(d.key): f"{d.key} in {d.unit or 'no unit'}; defined in docs/metrics.md" for d in METRICS}
     return FIXED | defined
 
 

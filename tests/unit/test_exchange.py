@@ -125,6 +125,7 @@ def test_every_query_of_the_dashboard_names_what_is_exposed() -> None:
     named = {name for query in queries for name in re.findall(rf"{PREFIX}(pilaf_\w+)", query)}
     assert named == set(exposed_names()) and len(exposed_names()) == len(METRICS) + len(FIXED)
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in exposed_names())
+    assert all(text.isascii() for text in exposed_names().values())
     assert exposed_name("z/plus") == "pilaf_z_plus"
 
 
