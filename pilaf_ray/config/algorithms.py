@@ -126,7 +126,7 @@ class ValueModelConfig(Section):
     clip: float | None = Field(default=0.2, gt=0)
     """A value may move so far from its old one before its loss stops falling; null for the plain squared error."""
     layers: int | None = Field(default=None, ge=1)
-    """Keep only so many of the first layers; all when left out. Fewer are faster, and learn from fewer pairs."""
+    """Keep only so many of the first layers; all when left out. Fewer are faster."""
     trainable_layers: int | None = Field(default=None, ge=0)
     """Train only so many of the last layers and the head; all when left out."""
 

@@ -57,12 +57,12 @@ class RewardModelSection(Section):
     centering: float = Field(default=0.0, ge=0)
     """Strength of the penalty on r̂(a) + r̂(b), which pulls the open constant of each prompt to 0."""
     layers: int | None = Field(default=None, ge=1)
-    """Keep only so many of the first layers; all when left out. Fewer are faster, and learn from fewer pairs."""
+    """Keep only so many of the first layers; all when left out. Fewer are faster."""
     trainable_layers: int | None = Field(default=None, ge=0)
     """Train only so many of the last layers and the head; all when left out."""
     pooling: Literal["last_token", "mean"] = "last_token"
     """Where a response is scored: at its last token, as reward models are usually published, or the mean over all
-    its tokens, which learns from fewer pairs."""
+    its tokens."""
     batch_pairs: int = Field(default=8, ge=1)
     """Pairs of one step of r̂."""
     steps_per_batch: int = Field(default=2, ge=1)

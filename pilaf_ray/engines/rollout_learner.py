@@ -127,13 +127,15 @@ class RolloutLearner:
         yield from zip(networks, engines, strict=True)
 
     def train_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
-        """One step on the rollouts of ``groups``.
+        """One step on the rollouts of ``groups``; none where all of them got the same score.
 
         Raises:
             NonFiniteLossError: on every rank, before the weights take the bad step; the rollouts are saved.
         """
         with self._clock.busy():
             rows = TokenRows(groups, self._policy.device)
+            if bool((rows.scores == rows.scores[0]).all()):
+                return self._stay(step)
             single = self._epochs * self._mini_batches == 1
             old = None if single else self._look(self._reader(self._policy), rows)
             values = None if self._value is None else self._look(self._reader(self._value), rows)
@@ -155,6 +157,12 @@ class RolloutLearner:
             metrics["advantage_spread"] = float(targets.advantages[rows.mask].std(correction=0))
             self._move_coefficient(float(targets.sequence_kl.mean()), len(rows))
         return StepResult(step=step, loss=metrics.pop("loss"), metrics=metrics)
+
+    def _stay(self, step: int) -> StepResult:
+        """No step: r̂ prefers nothing, as before its own first step. What is left of the gradient is
+        rounding, and Adam would make a full step of it."""
+        metrics = {"learning_rate": self._policy.learning_rate, "kl_coefficient": self._kl_coefficient}
+        return StepResult(step=step, loss=0.0, metrics=metrics | {"grad_norm": 0.0, "advantage_spread": 0.0})
 
     def _plan(self, responses: int) -> Iterator[list[int]]:
         """Which rows each optimiser step takes: whole groups, in order."""

@@ -1,6 +1,7 @@
 """PPO, RLOO and GRPO on DeepSpeed beside plain loops in PyTorch, on one and on two ranks; checkpoints."""
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,10 @@ def work(kind: str, rank: int, ranks: int, stage: int, port: int, model: Path, o
     found: dict[str, Any] = {"steps": [learner.train_rollouts(1, groups)], "after": learner.policy_logprobs(items)}
     learner.save(out)
     found["next"] = learner.train_rollouts(2, groups)
+    alike = [replace(group, scores=RewardScores(version=0, values=(0.5, 0.5))) for group in groups]
+    before = learner.policy_logprobs(items)
+    stayed = learner.train_rollouts(3, alike)
+    found["stayed"] = stayed.metrics["grad_norm"] == 0.0 and learner.policy_logprobs(items) == before
     learner.load(out)
     found["again"] = learner.train_rollouts(2, groups)
     if ranks == 1:
@@ -244,6 +249,7 @@ def test_a_step_is_that_of_a_plain_loop(kind: str, model: Path, tmp_path: Path) 
     single = run(kind, model, tmp_path / "one")
     for ours, expected in zip(single["after"], single["expected"], strict=True):
         assert ours == pytest.approx(expected, abs=2e-3)
+    assert single["stayed"], "where all scores are the same, nothing moves"
     assert single["again"] == single["next"], "weights, optimizers, values and the KL coefficient are restored"
     first, second = single["steps"][0].metrics, single["next"].metrics
     assert first["kl_coefficient"] == KL
