@@ -23,7 +23,9 @@ from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
 from pilaf_ray.pipeline.budget import RunBudget, Spent
+from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
+from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
@@ -269,3 +271,31 @@ def probe_tolerance(config: RunConfig, inputs: RunInputs) -> float | None:
         return setting
     exact = inputs.dtype == inputs.precision == "float32"
     return 0.05 if exact else 0.5
+
+
+def supervision_policy(config: RunConfig) -> SupervisionPolicy:
+    """How patient the run is with its roles."""
+    settings = config.supervision
+    return SupervisionPolicy(
+        failures_in_a_row=settings.failures_in_a_row,
+        first_pause=settings.first_pause_seconds,
+        longest_pause=settings.longest_pause_seconds,
+        heartbeat_every=settings.heartbeat_every_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+    )
+
+
+def guard_rules(config: RunConfig) -> list[GuardRule]:
+    """The guards that have a limit."""
+    guards = config.guards
+    table = (
+        ("loss_spike", "loss", Measure.TIMES_MEDIAN, guards.loss_spike),
+        ("kl_runaway", "kl/policy", Measure.MEAN, guards.kl_runaway),
+        ("reward_collapse", "reward/policy", Measure.DROP, guards.reward_collapse),
+        ("length_explosion", "response/tokens", Measure.TIMES_START, guards.length_explosion),
+    )
+    return [
+        GuardRule(name=name, key=key, measure=measure, limit=g.limit, window=g.window, policy=g.policy)
+        for name, key, measure, g in table
+        if g.limit is not None
+    ]

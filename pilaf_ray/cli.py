@@ -1,6 +1,7 @@
 """The command line. Imports nothing heavy until a command needs it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console import commands as console_commands
-from pilaf_ray.errors import PilafError
+from pilaf_ray.errors import GivenUpError, OracleError, PilafError, RoleLostError, WeightSyncError
 from pilaf_ray.exchange import commands as exchange_commands
 from pilaf_ray.study_commands import add_study_commands
 from pilaf_ray.submission import commands as submission_commands
@@ -39,10 +40,21 @@ def train(
 
         print_plan(settings)
         return
+    folder = Path(settings.run.folder) / settings.run.name
+    resume = resume or (restartable and (folder / "config.json").exists())
+    from pilaf_ray.restarts import CHILD, run_restartable, start_controller
+
+    if settings.run.restarts and CHILD not in os.environ:
+        from pilaf_ray.build import supervision_policy
+
+        code = run_restartable(
+            start_controller([str(config), *(overrides or [])]),
+            resume=resume, folder=folder, restarts=settings.run.restarts, policy=supervision_policy(settings),
+        )  # fmt: skip
+        raise typer.Exit(code)
     from pilaf_ray.training_run import train as run
 
-    started = (Path(settings.run.folder) / settings.run.name / "config.json").exists()
-    run(settings, resume=resume or (restartable and started))
+    run(settings, resume=resume)
 
 
 @app.command()
@@ -92,6 +104,23 @@ def evaluate(
 
 
 @app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/quickstart")],
+    step: Annotated[int, typer.Option(min=1, help="The step to end with.")],
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference of a loss.")] = 1e-6,
+) -> None:
+    """Execute learner steps again from checkpoint and ledger, and compare the losses; exit code 1 if they differ."""
+    from pilaf_ray.replay import replay as execute
+
+    steps = execute(run, step=step)
+    for done in steps:
+        gap = abs(done.replayed - done.recorded)
+        typer.echo(f"step {done.step}: recorded {done.recorded:.8f}, replayed {done.replayed:.8f}, apart {gap:.1e}")
+    if any(abs(done.replayed - done.recorded) > tolerance for done in steps):
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report
@@ -130,9 +159,9 @@ add_study_commands(app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    """Entry point: our own errors are one line on stderr; exit code 2 for what only the user can mend, else 3."""
     try:
         app()
     except PilafError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, RoleLostError | GivenUpError | WeightSyncError | OracleError) else 2)

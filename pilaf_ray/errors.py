@@ -7,12 +7,18 @@
     ├── PromptError(ValueError)          a prompt source is empty, unreadable or too long
     ├── ModelError(ValueError)           a model folder is missing or does not fit the others
     ├── OracleError(RuntimeError)        a preference oracle raised or answered nonsense
+    │   └── OracleUnavailableError       it cannot be reached now; asking again later may do
     ├── LedgerError(RuntimeError)        an arrow of a pair's life was taken from the wrong state
     ├── RunFolderError(RuntimeError)     the run folder is in use, missing or foreign
     ├── CheckpointError(RuntimeError)    a checkpoint cannot be written or fails verification
     ├── AccessError(ValueError)          a token of the console cannot be issued or revoked
     ├── WeightSyncError(RuntimeError)    new weights did not arrive, or are not what was sent
     ├── RewardModelError(RuntimeError)   the reward model collapsed, diverged or learned the wrong thing
+    ├── RoleLostError(RuntimeError)      a role died, does not answer, or failed for no reason of ours
+    │   └── RollbackError                a metric passed a limit whose policy is to go back
+    ├── PoisonPairError(RuntimeError)    work on a pair keeps killing the replicas that get it
+    ├── GivenUpError(RuntimeError)       a role failed too often in a row to be replaced once more
+    ├── GuardError(RuntimeError)         a metric passed a limit whose policy is to stop
     └── NonFiniteLossError(ArithmeticError)  the loss is NaN or infinite; the batch was saved
 
 Each takes one message and nothing else, so that it pickles across processes.
@@ -47,6 +53,13 @@ class OracleError(PilafError, RuntimeError):
     """A preference oracle raised, or returned something that is not a preference."""
 
 
+class OracleUnavailableError(OracleError):
+    """A preference oracle cannot answer now (network, overload); a run waits and asks again.
+
+    Oracle functions may raise it themselves; an ``OSError`` of theirs counts as one, too.
+    """
+
+
 class LedgerError(PilafError, RuntimeError):
     """A pair was asked to move along an arrow that its state does not have, or the ledger cannot be written."""
 
@@ -69,6 +82,26 @@ class WeightSyncError(PilafError, RuntimeError):
 
 class RewardModelError(PilafError, RuntimeError):
     """The reward model that trains beside the policy is of no use: collapsed, diverged or worse than chance."""
+
+
+class RoleLostError(PilafError, RuntimeError):
+    """A role died, did not answer in time, or failed in a way that is none of our own errors."""
+
+
+class PoisonPairError(PilafError, RuntimeError):
+    """Replicas die of this work: of a pair, or of one of several pairs that are to be tried one by one."""
+
+
+class GivenUpError(PilafError, RuntimeError):
+    """A role failed so often in a row that it is not replaced again; tells the first cause."""
+
+
+class RollbackError(RoleLostError):
+    """A metric passed a limit whose policy is to go back to the checkpoint, as after a loss of the learner."""
+
+
+class GuardError(PilafError, RuntimeError):
+    """A metric passed a limit whose policy is to stop the run."""
 
 
 class NonFiniteLossError(PilafError, ArithmeticError):

@@ -65,7 +65,7 @@ async def ask_people(
         return PeoplePool(await start_machine(launcher, settings, folder), scorer)
     people = settings.people if isinstance(settings, MixtureOracleConfig) else settings
     await store.open_desk(people.lease_seconds, folder.path / INBOX)
-    desk = DeskHandle(store.actor, call_seconds=config.pipeline.call_seconds)
+    desk = DeskHandle(lambda: store.actor, call_seconds=config.pipeline.call_seconds)
     labels: LabelSource = HumanOracle(desk, human_rules(people))
     if isinstance(settings, MixtureOracleConfig):
         spent = await desk.spent()

@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from rich.markdown import Markdown
 
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
-from pilaf_ray.actors.handles import RewardGroup
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
+from pilaf_ray.actors.learner_group import RewardGroup
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.actors.prometheus import PrometheusSink
 from pilaf_ray.actors.weights import make_weight_sync
@@ -24,7 +25,7 @@ from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
-from pilaf_ray.errors import LedgerError
+from pilaf_ray.errors import GuardError, LedgerError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.report import (
     EvaluationResult,
@@ -36,6 +37,7 @@ from pilaf_ray.evaluation.report import (
 )
 from pilaf_ray.evaluation.step_metrics import busy_metrics, spent_before, step_metrics, total_costs
 from pilaf_ray.learner_side import LearnerSide
+from pilaf_ray.observability.alerts import Webhook
 from pilaf_ray.observability.busy import BusyShares
 from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.logs import setup_logging
@@ -45,7 +47,9 @@ from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.people_run import ask_people, serve_console
 from pilaf_ray.pipeline.controller import STOPPED, Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort
+from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.resource_plan import plan_on
@@ -55,6 +59,9 @@ from pilaf_ray.store.records import ENDED
 from pilaf_ray.types import PairState
 
 logger = logging.getLogger(__name__)
+
+Restored = tuple[int, UnfinishedWork, int]
+"""The last step that counts, what is left of later ones, and the index of the next new plan."""
 
 
 def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -123,10 +130,19 @@ class TrainingRun:
             folder=folder.path,
             config=config.model_dump(),
         )
-        self._checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
+        self._checkpoints = CheckpointStore(
+            folder.checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            keep_every=config.checkpoint.keep_every,
+            scores=lambda: {known.step: known.objective(config.algorithm.beta) for known in self._evaluations},
+        )
         self._evaluations: list[EvaluationResult] = []
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
         self._roles: Roles | None = None
+        self._guards = NumericGuards(build.guard_rules(config))
+        self._webhook = Webhook(config.guards.webhook, run=config.run.name)
+        self._set_aside: list[tuple[str, str]] = []
         self._view = LiveView(
             console=console,
             name=config.run.name,
@@ -153,7 +169,7 @@ class TrainingRun:
             self._load_evaluations(start_step)
             if not self._evaluations:
                 await self._evaluate(evaluator, start_step)
-            finished = await self._train(roles, evaluator, start_step, unfinished, next_index)
+            finished = await self._train_through(roles, evaluator, (start_step, unfinished, next_index))
             if self.ended_by == STOPPED:
                 self._view.phase(f"stopped after step {finished}; continue with --resume")
                 return
@@ -163,6 +179,7 @@ class TrainingRun:
             if self._evaluations[-1].step != finished:
                 await self._evaluate(evaluator, finished)
             text = await self._report(roles, finished)
+            await roles.close()
         self._wandb.close()
         self._console.print(Markdown(text))
         self._console.print(f"report: {self._folder.report}", markup=False)
@@ -173,6 +190,9 @@ class TrainingRun:
             logs=str(self._folder.logs.resolve()),
             call_seconds=config.pipeline.call_seconds,
             reservations=await self._reserve(),
+            policy=build.supervision_policy(config),
+            outage_seconds=config.supervision.oracle_outage_seconds,
+            report=self._events.record,
         )
         publisher = {
             "transport": config.weights.transport,
@@ -246,15 +266,19 @@ class TrainingRun:
         await reservations.acquire(seconds=r.start_seconds)
         return reservations
 
-    async def _restore(self, roles: Roles, *, resume: bool) -> tuple[int, UnfinishedWork, int]:
-        """Load the newest checkpoint and put the ledger back to it."""
+    async def _restore(self, roles: Roles, *, resume: bool, rebuilt: bool = False) -> Restored:
+        """Load the newest checkpoint and put the ledger back to it; generators of a rebuilt learner, too."""
         if not resume and await roles.store.next_plan_index():
             raise LedgerError(
                 f"store.url: the database holds a run '{self._config.run.name}' already: choose another run.name"
             )
-        found = self._checkpoints.latest() if resume else None
+        await self._checkpoints.finish()
+        found = await asyncio.to_thread(self._checkpoints.latest) if resume else None
         step = found[0] if found is not None else 0
         await roles.store.reset_after(step)
+        for pair_id, reason in self._set_aside:
+            await roles.store.reject(pair_id, reason)
+        self._set_aside = []
         if found is not None:
             await self._side.load(found[1])
             self._events.record("checkpoint loaded", step=step)
@@ -264,22 +288,28 @@ class TrainingRun:
             probe_items=self._probe_items(),
             tolerance=build.probe_tolerance(self._config, self._inputs),
             deadline_seconds=self._config.weights.deadline_seconds,
+            report=self._events.record,
         )
-        await self._serve_again(roles, step, found)
+        await self._serve_again(roles, step, found, rebuilt=rebuilt)
         (await roles.store.counts()).check()
         planned, sampled, labeled = await roles.store.unfinished()
         work = UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled)
         return step, work, await roles.store.next_plan_index()
 
-    async def _serve_again(self, roles: Roles, step: int, found: tuple[int, Path] | None) -> None:
-        """Give the generators the version that they served after ``step``: in a round, that of its beginning."""
+    async def _serve_again(
+        self, roles: Roles, step: int, found: tuple[int, Path] | None, *, rebuilt: bool = False
+    ) -> None:
+        """Give the generators the version that they served after ``step``: in a round, that of its beginning.
+
+        Generators serve version 0 from their start on, and where it is a round's they never left it.
+        """
         served = build.build_schedule(self._config, start_step=step).served_version(step)
-        if found is None or served == 0:
+        if served == 0 and not (rebuilt and step == 0):
             return
         if served < step:
             await roles.learner.load(self._checkpoints.at(served) / "learner")
         await self._sync.serve(served, await self._sync.push(served))
-        if served < step:
+        if served < step and found is not None:
             await roles.learner.load(found[1] / "learner")
 
     def _probe_items(self) -> list[TokenPair]:
@@ -316,6 +346,34 @@ class TrainingRun:
         known = [file for file in files if int(file.stem.removeprefix("step-")) <= step]
         self._evaluations = [EvaluationResult(**json.loads(file.read_text())) for file in known]
 
+    async def _train_through(self, roles: Roles, evaluator: Evaluator, work: Restored) -> int:
+        """Train to the end, whatever the learner dies of on the way; returns the last step."""
+
+        async def rebuild() -> Restored:
+            self._view.phase("rebuilding the policy learner")
+            roles.generators.forget_weights()
+            await asyncio.gather(*(group.rebuild() for group in (roles.learner, roles.reward) if group is not None))
+            self._side = LearnerSide(self._config, self._inputs.train, roles, warn=self._warn)
+            restored = await self._restore(roles, resume=True, rebuilt=True)
+            self._load_evaluations(restored[0])
+            return restored
+
+        self._furthest = work[0]
+        self._training_from = time.monotonic()
+        self._busy_before = self._busy()
+        with self._spans.measure("training"):
+            finished = await train_through_losses(
+                work,
+                train=lambda work: self._train(roles, evaluator, *work),
+                rebuild=rebuild,
+                furthest_step=lambda: self._furthest,
+                policy=build.supervision_policy(self._config),
+                report=self._events.record,
+            )
+        self._training_seconds = time.monotonic() - self._training_from
+        self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
+        return finished
+
     async def _train(
         self,
         roles: Roles,
@@ -335,18 +393,14 @@ class TrainingRun:
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
             self._view.phase("training")
-            self._training_from = time.monotonic()
-            self._busy_before = self._busy()
-            with self._spans.measure("training"):
-                finished = await controller.run()
-        self._training_seconds = time.monotonic() - self._training_from
-        self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
+            finished = await controller.run()
         self.ended_by = controller.ended_by or STOPPED
         self._events.record("training ended", step=finished, by=self.ended_by)
         logger.info("training ended after step %d by %s", finished, self.ended_by)
         self._view.phase(f"training ended after step {finished}: {self.ended_by}")
         if finished > start_step and not self._checkpoints.has(finished):
             await self._save(finished, keep=schedule.served_version(finished))
+        await self._checkpoints.finish()
         return finished
 
     def _controller(
@@ -373,6 +427,9 @@ class TrainingRun:
                 prometheus.write_counts((await roles.store.counts()).by_state)
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step
+            self._furthest = max(self._furthest, step)
+            for alarm in self._guards.check(metrics):
+                self._alarm(alarm, report, controller)
             # A round is resumed from the policy that samples it.
             ends_round = config.schedule.type == "iterative" and schedule.served_version(step) == step
             if step % config.checkpoint.every_steps == 0 or ends_round:
@@ -386,7 +443,7 @@ class TrainingRun:
             if due and step < config.step_limit[0]:
                 await self._evaluate(evaluator, step)
 
-        return Controller(
+        controller = Controller(
             ports=Ports(
                 generator=roles.generators,
                 reference=ReusingReference(roles.reference) if config.reference.reuse_sampled else roles.reference,
@@ -412,10 +469,27 @@ class TrainingRun:
                 config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle, reward=roles.reward
             ),
         )
+        return controller
+
+    def _alarm(self, alarm: Alarm, report: StepReport, controller: Controller) -> None:
+        """Tell people, and do what the guard's policy says."""
+        self._events.record("guard", **asdict(alarm))
+        self._view.phase(f"{alarm.guard}: {alarm.message}")
+        self._wandb.alert(alarm.guard, alarm.message)
+        self._webhook.send(alarm)
+        if alarm.policy == "pause":
+            controller.request_stop()
+        elif alarm.policy == "rollback":
+            self._set_aside = [(item.pair_id, alarm.message) for item in report.batch]
+            raise RollbackError(alarm.message)
+        elif alarm.policy == "stop":
+            raise GuardError(alarm.message)
 
     async def _save(self, step: int, *, keep: int) -> None:
         with self._spans.measure("checkpoint"):
-            path = await self._checkpoints.write(step, self._side.save, keep=keep)
+            await self._checkpoints.write_behind(step, self._side.save, published=self._published, keep=keep)
+
+    def _published(self, step: int, path: Path) -> None:
         self._events.record("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:

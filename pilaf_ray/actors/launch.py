@@ -1,19 +1,12 @@
 """Creating the actors of a run and waiting until each is ready."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pilaf_ray.actors.handles import (
-    GeneratorPool,
-    LearnerGroup,
-    OraclePool,
-    ReferencePool,
-    RewardGroup,
-    StoreHandle,
-    call,
-)
+from pilaf_ray.actors.calls import call, end_actor
+from pilaf_ray.actors.handles import GeneratorPool, OraclePool, ReferencePool, Spawn, StoreHandle
+from pilaf_ray.actors.learner_group import LearnerGroup, RewardGroup, StartGroup
 from pilaf_ray.actors.people import PeoplePool
 from pilaf_ray.actors.placement import Reservations
 from pilaf_ray.actors.roles import (
@@ -24,6 +17,7 @@ from pilaf_ray.actors.roles import (
     RewardActor,
     StoreActor,
 )
+from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
 
 START_SECONDS = 900.0
 """Deadline for loading a model, generous because a cluster may pull weights over a network."""
@@ -85,40 +79,66 @@ class Roles:
         }
         return roles | ({"reward": self.reward} if self.reward else {})
 
+    async def close(self) -> None:
+        """Stop watching them."""
+        for role in (*self.computing.values(), self.store):
+            await role.close()
+
 
 class RoleLauncher:
-    """Starts roles; all of them load at the same time.
+    """Starts roles, now and again when one is lost; all of them load at the same time.
 
     Args:
         logs: folder for one log file a role.
         call_seconds: deadline of each later call to a role.
         reservations: where replicas go; without them Ray puts each anywhere with room.
+        policy: how patient the run is with its roles.
+        outage_seconds: how long an oracle may be out of reach.
+        report: told of losses and recoveries.
     """
 
-    def __init__(self, *, logs: str, call_seconds: float, reservations: Reservations | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        logs: str,
+        call_seconds: float,
+        reservations: Reservations | None = None,
+        policy: SupervisionPolicy | None = None,
+        outage_seconds: float = 300.0,
+        report: Report = no_report,
+    ) -> None:
         self._logs = logs
         self._call_seconds = call_seconds
         self._reservations = reservations or Reservations(())
+        self._policy = policy or SupervisionPolicy()
+        self._outage_seconds = outage_seconds
+        self._report = report
+
+    @property
+    def _supervised(self) -> dict[str, Any]:
+        return {"call_seconds": self._call_seconds, "policy": self._policy, "report": self._report}
+
+    @property
+    def _watched(self) -> dict[str, Any]:
+        return {"call_seconds": self._call_seconds, "policy": self._policy}
 
     async def generators(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> GeneratorPool:
         """Start ``replicas`` generators."""
-        actors = self._create(GeneratorActor, "generator", replicas, resources, arguments, concurrency=1000)
-        await self._ready("generator", actors)
-        return GeneratorPool(actors, call_seconds=self._call_seconds)
+        spawn = self._spawner(GeneratorActor, "generator", resources, arguments, concurrency=1000)
+        return GeneratorPool(await _all(spawn, replicas), spawn=spawn, **self._supervised)
 
     async def reference(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> ReferencePool:
         """Start ``replicas`` reference models."""
-        actors = self._create(ReferenceActor, "reference", replicas, resources, arguments)
-        await self._ready("reference", actors)
-        return ReferencePool(actors, call_seconds=self._call_seconds)
+        spawn = self._spawner(ReferenceActor, "reference", resources, arguments)
+        return ReferencePool(await _all(spawn, replicas), spawn=spawn, **self._supervised)
 
     async def oracle(
         self, kind: str, arguments: dict[str, Any], *, replicas: int, resources: RoleResources, name: str = "oracle"
     ) -> OraclePool:
         """Start ``replicas`` preference oracles of type ``kind``; ``name`` is that of their reservation and logs."""
-        actors = self._create(OracleActor, name, replicas, resources, kind, arguments)
-        await self._ready(name, actors)
-        return OraclePool(actors, call_seconds=self._call_seconds)
+        spawn = self._spawner(OracleActor, name, resources, kind, arguments)
+        actors = await _all(spawn, replicas)
+        return OraclePool(actors, spawn=spawn, name=name, outage_seconds=self._outage_seconds, **self._supervised)
 
     async def learner(
         self,
@@ -129,64 +149,79 @@ class RoleLauncher:
         resources: RoleResources,
     ) -> LearnerGroup:
         """Start one learner group."""
-        actors = await self._ranks(LearnerActor, "learner", ranks, resources, arguments, publisher)
-        return LearnerGroup(actors, call_seconds=self._call_seconds)
+        start = self._starter(LearnerActor, "learner", ranks, resources, arguments, publisher)
+        return LearnerGroup(await start(), start=start, **self._watched)
 
     async def reward(self, arguments: dict[str, Any], *, ranks: int, resources: RoleResources) -> RewardGroup:
         """Start one group that trains and serves the reward model."""
-        actors = await self._ranks(RewardActor, "reward", ranks, resources, arguments)
-        return RewardGroup(actors, call_seconds=self._call_seconds)
+        start = self._starter(RewardActor, "reward", ranks, resources, arguments)
+        return RewardGroup(await start(), start=start, **self._watched)
 
-    async def _ranks(
-        self,
-        factory: Any,
-        role: str,
-        ranks: int,
-        resources: RoleResources,
-        arguments: dict[str, Any],
-        *more: Any,
-    ) -> list[Any]:
-        """One training group; rank 0's node chooses where the ranks meet."""
-        actors = [
-            factory.options(**{**resources.options(), **self._reservations.options(role, rank)}).remote(
-                f"{role}-{rank}", self._logs, rank
-            )
-            for rank in range(ranks)
-        ]
-        address, port = await call(actors[0].rendezvous.remote(), role=f"{role} rank 0", seconds=START_SECONDS)
-        full = {**arguments, "master_addr": address, "master_port": port}
-        await self._ready(f"{role} rank", actors, full, *more)
-        return actors
+    def _starter(
+        self, factory: Any, role: str, ranks: int, resources: RoleResources, arguments: dict[str, Any], *more: Any
+    ) -> StartGroup:
+        """What starts one training group; rank 0's node chooses where the ranks meet."""
+
+        async def start() -> list[Any]:
+            actors = [self._create(factory, role, rank, resources, rank) for rank in range(ranks)]
+            try:
+                meet = actors[0].rendezvous.remote()
+                address, port = await call(meet, role=f"{role} rank 0", seconds=START_SECONDS)
+                full = {**arguments, "master_addr": address, "master_port": port}
+                await asyncio.gather(
+                    *(
+                        call(actor.start.remote(full, *more), role=f"{role} rank {rank}", seconds=START_SECONDS)
+                        for rank, actor in enumerate(actors)
+                    )
+                )
+            except BaseException:
+                for actor in actors:
+                    await end_actor(actor)
+                raise
+            return actors
+
+        return start
 
     async def store(self, url: str, namespace: str | None = None) -> StoreHandle:
         """Start the ledger's single writer."""
-        actor = StoreActor.options(num_cpus=0, max_restarts=0).remote("store", self._logs, url, namespace)
-        await self._ready("preference store", [actor])
-        return StoreHandle(actor, call_seconds=self._call_seconds)
+
+        async def spawn(_number: int) -> Any:
+            actor = StoreActor.options(num_cpus=0, max_restarts=0).remote("store", self._logs, url, namespace)
+            await call(actor.start.remote(), role="preference store", seconds=START_SECONDS)
+            return actor
+
+        return StoreHandle(await spawn(0), spawn=spawn, **self._supervised)
+
+    def _spawner(
+        self, factory: Any, role: str, resources: RoleResources, *arguments: Any, concurrency: int | None = None
+    ) -> Spawn:
+        """What starts replica n of a role, in the place that was reserved for it."""
+
+        async def spawn(number: int) -> Any:
+            actor = self._create(factory, role, number, resources, *arguments, concurrency=concurrency)
+            try:
+                await call(actor.start.remote(), role=f"{role} {number}", seconds=START_SECONDS)
+            except BaseException:
+                await end_actor(actor)
+                raise
+            return actor
+
+        return spawn
 
     def _create(
         self,
         factory: Any,
         role: str,
-        replicas: int,
+        replica: int,
         resources: RoleResources,
         *arguments: Any,
         concurrency: int | None = None,
-    ) -> list[Any]:
-        options = resources.options()
+    ) -> Any:
+        options = {**resources.options(), **self._reservations.options(role, replica)}
         if concurrency is not None:
             options["max_concurrency"] = concurrency
-        return [
-            factory.options(**{**options, **self._reservations.options(role, replica)}).remote(
-                f"{role}-{replica}", self._logs, *arguments
-            )
-            for replica in range(replicas)
-        ]
+        return factory.options(**options).remote(f"{role}-{replica}", self._logs, *arguments)
 
-    async def _ready(self, role: str, actors: Sequence[Any], *arguments: Any) -> None:
-        await asyncio.gather(
-            *(
-                call(actor.start.remote(*arguments), role=f"{role} {number}", seconds=START_SECONDS)
-                for number, actor in enumerate(actors)
-            )
-        )
+
+async def _all(spawn: Spawn, replicas: int) -> list[Any]:
+    return list(await asyncio.gather(*(spawn(number) for number in range(replicas))))

@@ -14,7 +14,8 @@ from typing import Any
 
 import ray
 
-from pilaf_ray.actors.handles import OraclePool, call
+from pilaf_ray.actors.calls import call
+from pilaf_ray.actors.handles import OraclePool
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.logs import setup_logging
@@ -27,7 +28,11 @@ START_SECONDS = 120.0
 
 
 class DeskHandle:
-    """The desk, in the process of the ledger's single writer."""
+    """The desk, in the process of the ledger's single writer.
+
+    Args:
+        store: the writer's actor, or what gives the one that lives now.
+    """
 
     def __init__(self, store: Any, *, call_seconds: float) -> None:
         self._store = store
@@ -69,7 +74,8 @@ class DeskHandle:
         return await self._ask("backlog")
 
     async def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
-        remote = self._store.desk.remote(method, *arguments, **named)
+        store = self._store() if callable(self._store) else self._store
+        remote = store.desk.remote(method, *arguments, **named)
         return await call(remote, role="preference store", seconds=self._seconds)
 
 
@@ -95,6 +101,10 @@ class PeoplePool:
     async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
         """Rewards of single responses, for evaluation."""
         return await self._scorer.score_texts(prompts, responses)
+
+    async def close(self) -> None:
+        """Stop watching what scores."""
+        await self._scorer.close()
 
     async def usage(self) -> list[RoleUsage]:
         """Of what scores; people are not measured."""

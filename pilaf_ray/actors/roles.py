@@ -2,6 +2,9 @@
 
 The plain classes import torch, vLLM or DeepSpeed, so they are imported inside the
 actors: the driver process stays light and can run on a login node.
+
+``heartbeat`` answers beside the work, in the concurrency group ``watch``, so that a busy role is
+not taken for a dead one. The generator's goes through its engine, which is a process of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,15 +45,25 @@ class _Generator:
         from pilaf_ray.engines.generator import Generator
 
         self._generator = Generator(**arguments)
+        self._updating = False
 
     async def start(self) -> None:
         await self._generator.start()
+
+    async def heartbeat(self) -> None:
+        # An engine that takes new weights answers nothing else; the update has its own deadline.
+        if not self._updating:
+            await self._generator.heartbeat()
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         return await self._generator.generate(request)
 
     async def update_weights(self, update: "WeightUpdate", deadline_seconds: float) -> None:
-        await self._generator.update_weights(update, deadline_seconds=deadline_seconds)
+        self._updating = True
+        try:
+            await self._generator.update_weights(update, deadline_seconds=deadline_seconds)
+        finally:
+            self._updating = False
 
     async def score(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
         logprobs: list[float] = await self._generator.score(prompt, response)
@@ -74,6 +87,10 @@ class _Reference:
 
     def start(self) -> None:
         """Answers once the model is loaded."""
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def heartbeat(self) -> None:
+        """Answers while the process lives."""
 
     def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
         return self._reference.score(pairs)
@@ -100,6 +117,10 @@ class _Oracle:
     async def start(self) -> None:
         """Answers once the oracle is loaded."""
 
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    async def heartbeat(self) -> None:
+        """Answers while the process lives."""
+
     async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
         return await self._oracle.label(pairs)
 
@@ -122,6 +143,10 @@ class _Rank:
         from pilaf_ray.engines.rendezvous import free_address
 
         return free_address()
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def heartbeat(self) -> None:
+        """Answers while the process lives."""
 
 
 class _Reward(_Rank):
@@ -176,6 +201,11 @@ class _Learner(_Rank):
             return None
         return self._publisher.publish(version, weights)
 
+    @ray.method(concurrency_group="beside")  # type: ignore[untyped-decorator]
+    def publish_again(self, version: int) -> "WeightUpdate | None":
+        """A ticket for the shared folder; beside the next step, for the copy is not the learner's weights."""
+        return None if self._publisher is None else self._publisher.publish_again(version)
+
     def policy_logprobs(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
         logprobs: list[list[float]] = self._learner.policy_logprobs(items)
         return logprobs
@@ -201,6 +231,10 @@ class _Store:
 
     def start(self) -> None:
         """Answers once the ledger is open."""
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def heartbeat(self) -> None:
+        """Answers while the process lives."""
 
     def add_plans(self, plans: Sequence[PairPlan]) -> None:
         self._ledger.add_plans(plans)
@@ -249,8 +283,10 @@ class _Store:
 
 
 GeneratorActor = ray.remote(_Generator)
-ReferenceActor = ray.remote(_Reference)
-OracleActor = ray.remote(_Oracle)
-RewardActor = ray.remote(_Reward)
-LearnerActor = ray.remote(_Learner)
-StoreActor = ray.remote(_Store)
+_watched = ray.remote(concurrency_groups={"watch": 1})
+ReferenceActor = _watched(_Reference)
+OracleActor = _watched(_Oracle)
+RewardActor = _watched(_Reward)
+# A large model's second way takes longer than a heartbeat may.
+LearnerActor = ray.remote(concurrency_groups={"watch": 1, "beside": 1})(_Learner)
+StoreActor = _watched(_Store)

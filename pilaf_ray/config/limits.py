@@ -27,6 +27,8 @@ class RunSection(Section):
     """Tokens sampled for trained pairs, candidates included, rollouts not; the step that gets there is the last."""
     max_seconds: float | None = Field(default=None, gt=0)
     """Wall time of training over all attempts; the run ends after the step under way."""
+    restarts: int = Field(default=0, ge=0)
+    """So often in a row a controller that died is started again, to go on from the newest checkpoint."""
 
     @field_validator("max_steps", "max_labels", "max_generated_tokens", "max_seconds", mode="before")
     @classmethod

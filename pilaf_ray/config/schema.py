@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
 from pilaf_ray.config.console import ConsoleSection
+from pilaf_ray.config.guards import GuardsSection
 from pilaf_ray.config.limits import (
     NO_STEP_LIMIT,
     IterativeScheduleConfig,
@@ -25,6 +26,7 @@ from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
 from pilaf_ray.config.store import StoreSection
 from pilaf_ray.config.submission import SubmissionSection
+from pilaf_ray.config.supervision import SupervisionSection
 
 _SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
 
@@ -187,7 +189,11 @@ class CheckpointSection(Section):
     every_steps: int = Field(default=50, ge=1)
     """One is always written at the end, too."""
     keep_last: int = Field(default=2, ge=1)
-    """Older ones are removed."""
+    """Older ones are removed, except for:"""
+    keep_best: int = Field(default=0, ge=0)
+    """So many with the highest J on the held-out prompts, of those that were evaluated."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Those of steps that are multiples of it."""
 
 
 class EvaluationSection(Section):
@@ -236,6 +242,8 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()
     resources: ResourcesSection = ResourcesSection()
+    guards: GuardsSection = GuardsSection()
+    supervision: SupervisionSection = SupervisionSection()
     submission: SubmissionSection = SubmissionSection()
     console: ConsoleSection = ConsoleSection()
 

@@ -1,11 +1,13 @@
 """Atomic checkpoints: temporary folder, sync, manifest, rename, then the pointer."""
 
+import asyncio
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pilaf_ray.errors import CheckpointError
@@ -13,47 +15,127 @@ from pilaf_ray.errors import CheckpointError
 _MANIFEST = "manifest.json"
 
 
-class CheckpointStore:
-    """Checkpoints ``step-000010`` in one folder, the newest ``keep_last`` of them."""
+def kept_steps(
+    steps: Sequence[int], *, last: int, best: int = 0, every: int | None = None, scores: Mapping[int, float]
+) -> set[int]:
+    """Which checkpoints stay: the newest ``last``, the ``best`` by score, and those at multiples of ``every``.
 
-    def __init__(self, folder: Path, *, keep_last: int) -> None:
+    Example: ``kept_steps([5, 10, 15, 20], last=1, best=1, scores={5: 0.9, 10: 0.2})`` is ``{5, 20}``
+    """
+    ordered = sorted(steps)
+    judged = sorted((step for step in ordered if step in scores), key=lambda step: (scores[step], step), reverse=True)
+    multiples = [step for step in ordered if every and step % every == 0]
+    return {*ordered[-last:], *judged[:best], *multiples}
+
+
+class CheckpointStore:
+    """Checkpoints ``step-000010`` in one folder; :func:`kept_steps` says which stay.
+
+    Args:
+        scores: what is known of steps when one is written, higher is better.
+        clean: remove what a killed run has left half-written; not for those who only look.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int,
+        keep_best: int = 0,
+        keep_every: int | None = None,
+        scores: Callable[[], Mapping[int, float]] = dict,
+        clean: bool = True,
+    ) -> None:
         self._folder = folder
-        for leftover in folder.glob("tmp.*"):
+        for leftover in folder.glob("tmp.*") if clean else ():
             shutil.rmtree(leftover)
-        self._keep_last = keep_last
+        self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
+        self._scores = scores
+        self._behind: asyncio.Task[None] | None = None
 
     async def write(self, step: int, writer: Callable[[Path], Awaitable[None]], *, keep: int | None = None) -> Path:
         """Let ``writer`` fill a folder, then publish it; a failure leaves the others intact.
 
         The checkpoint of step ``keep`` is not removed, however old it is.
         """
+        published: list[Path] = []
+        await self.write_behind(step, writer, published=lambda _step, path: published.append(path), keep=keep)
+        await self.finish()
+        return published[0]
+
+    async def write_behind(
+        self,
+        step: int,
+        writer: Callable[[Path], Awaitable[None]],
+        *,
+        published: Callable[[int, Path], None],
+        keep: int | None = None,
+    ) -> None:
+        """Return once ``writer`` has filled a folder; it is hashed, synced and published in the background.
+
+        One at a time: an earlier checkpoint is finished first. Its failure is raised here, or by :meth:`finish`.
+        """
+        await self.finish()
         temporary = self._folder / f"tmp.{step}"
+        with self._failures(step):
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                temporary.mkdir(parents=True)
+                await writer(temporary)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        self._behind = asyncio.create_task(self._publish_behind(step, temporary, published, keep))
+
+    async def finish(self) -> None:
+        """Return once the checkpoint under way, if any, is published; raises CheckpointError."""
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            # Whoever waits may be cancelled; the checkpoint is not.
+            await asyncio.shield(behind)
+
+    async def _publish_behind(
+        self, step: int, temporary: Path, published: Callable[[int, Path], None], keep: int | None
+    ) -> None:
         final = self._folder / f"step-{step:06d}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        with self._failures(step):
+            await asyncio.to_thread(self._publish, step, temporary, final, keep)
+        published(step, final)
+
+    @contextmanager
+    def _failures(self, step: int) -> Iterator[None]:
         try:
-            temporary.mkdir(parents=True)
-            await writer(temporary)
-            self._seal(step, temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            self._point(final)
+            yield
         except OSError as error:
             why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise CheckpointError(
                 f"checkpoint of step {step} in {self._folder}: {why}; earlier checkpoints are intact, "
                 "make room and continue with --resume"
             ) from error
+
+    def _publish(self, step: int, temporary: Path, final: Path, keep: int | None) -> None:
+        try:
+            self._seal(step, temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            self._point(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._all()[: -self._keep_last]:
-            if _step(old) != keep:
-                shutil.rmtree(old)
-        return final
+        self._prune(keep)
 
-    def latest(self) -> tuple[int, Path] | None:
-        """(step, folder) of the newest checkpoint that verifies."""
+    def _prune(self, keep: int | None) -> None:
+        folders = {_step(folder): folder for folder in self._all()}
+        kept = kept_steps(
+            list(folders), last=self._keep_last, best=self._keep_best, every=self._keep_every, scores=self._scores()
+        )
+        for step, folder in folders.items():
+            if step not in kept and step != keep:
+                shutil.rmtree(folder)
+
+    def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
+        """(step, folder) of the newest checkpoint that verifies, of those of steps before ``before``."""
         for folder in reversed(self._all()):
-            if self._verifies(folder):
+            if (before is None or _step(folder) < before) and self._verifies(folder):
                 return _step(folder), folder
         return None
 

@@ -285,7 +285,8 @@ class Generator:
         Raises:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
         """
-        if update.transport != self._transport:
+        # A shared folder is every transport's fallback.
+        if update.transport not in (self._transport, "filesystem"):
             raise WeightSyncError(
                 f"weights version {update.version} were published by {update.transport!r}, "
                 f"but this generator reads {self._transport!r}: use one weight_transport"
@@ -329,6 +330,10 @@ class Generator:
         progress.phase = "resume"
         self._version = update.version
         await engine.resume_generation()
+
+    async def heartbeat(self) -> None:
+        """Return once the engine's own process has answered; raises if it is gone."""
+        await self._live_engine.is_sleeping()
 
     def forget_prefixes(self) -> None:
         """Let later requests reuse no KV of earlier ones, as after a weight update."""

@@ -60,6 +60,10 @@ class WeightPublisher(Protocol):
         """Make ``version`` available; returns once the tensors may change again."""
         ...
 
+    def publish_again(self, version: int) -> WeightUpdate | None:
+        """A ticket for the same version by way of a shared folder, or None where there is none to offer."""
+        ...
+
     def close(self) -> None:
         """Free connections and memory; tickets handed out become worthless."""
         ...
@@ -78,7 +82,7 @@ def make_publisher(
             raise ConfigError("weight transport 'filesystem' needs a folder that every generator can read")
         return FilesystemPublisher(folder)
     if transport == "gloo":
-        return GlooPublisher(timeout_seconds=timeout_seconds)
+        return GlooPublisher(timeout_seconds=timeout_seconds, fallback_folder=folder)
     raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem' or 'gloo'")
 
 
@@ -154,6 +158,9 @@ class FilesystemPublisher:
         self._drop_old()
         return checksum.ticket(version=version, transport="filesystem", location=str(final))
 
+    def publish_again(self, version: int) -> WeightUpdate | None:
+        """None: the folder is the first way already."""
+
     def close(self) -> None:
         """Nothing to free: the files stay for generators that join later."""
 
@@ -207,10 +214,14 @@ class GlooPublisher:
     wait for each other and a dead one delays nobody for longer than its time-out.
     """
 
-    def __init__(self, *, host: str | None = None, timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self, *, host: str | None = None, timeout_seconds: float = 120.0, fallback_folder: Path | str | None = None
+    ) -> None:
         self._host = host or socket.gethostbyname(socket.gethostname())
         self._timeout = timedelta(seconds=timeout_seconds)
         self._stop: threading.Event | None = None
+        self._fallback = None if fallback_folder is None else FilesystemPublisher(fallback_folder)
+        self._newest: tuple[int, dict[str, Tensor]] | None = None
 
     def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
         """Copy the tensors and serve them in the background until the next version or close.
@@ -232,11 +243,19 @@ class GlooPublisher:
             raise WeightSyncError(f"cannot serve weights version {version} on {self._host}: {error}") from error
         store.set("manifest", json.dumps([_describe(n, t) for n, t in tensors.items()]))
         store.set("joined", "0")
+        self._newest = (version, tensors)
         self._stop = threading.Event()
         threading.Thread(
             target=self._serve, args=(store, tensors, self._stop), name=f"weights-v{version}", daemon=True
         ).start()
         return checksum.ticket(version=version, transport="gloo", location=f"{self._host}:{store.port}")
+
+    def publish_again(self, version: int) -> WeightUpdate | None:
+        """Write the copy that is served into the fallback folder; None without one, or if it is superseded."""
+        newest = self._newest
+        if self._fallback is None or newest is None or newest[0] != version:
+            return None
+        return self._fallback.publish(version, newest[1].items())
 
     def close(self) -> None:
         """Stop serving; transfers under way are finished first."""

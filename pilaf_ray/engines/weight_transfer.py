@@ -143,15 +143,19 @@ class FilesystemTransferEngine(PolicyTransferEngine):
     """Reads the shards that ``FilesystemPublisher`` wrote."""
 
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
-        folder = Path(ticket.location)
-        try:
-            shards = json.loads((folder / "shards.json").read_text())
-            return [item for shard in shards for item in _read_shard(folder / shard)]
-        except OSError as error:
-            raise WeightSyncError(
-                f"cannot read weights version {ticket.version} in {folder}: {error}; "
-                "the folder must be shared with the learner"
-            ) from error
+        return _read_folder(ticket)
+
+
+def _read_folder(ticket: TicketInfo) -> NamedTensors:
+    folder = Path(ticket.location)
+    try:
+        shards = json.loads((folder / "shards.json").read_text())
+        return [item for shard in shards for item in _read_shard(folder / shard)]
+    except OSError as error:
+        raise WeightSyncError(
+            f"cannot read weights version {ticket.version} in {folder}: {error}; "
+            "the folder must be shared with the learner"
+        ) from error
 
 
 def _read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -164,9 +168,11 @@ def _read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class GlooTransferEngine(PolicyTransferEngine):
-    """Receives from ``GlooPublisher`` over a group of two."""
+    """Receives from ``GlooPublisher`` over a group of two, or from its folder where that failed."""
 
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
+        if ticket.transport == "filesystem":
+            return _read_folder(ticket)
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         host, _, port = ticket.location.rpartition(":")

@@ -27,6 +27,10 @@ class EvaluationResult:
     samples: int = 1
     """Responses a prompt; those of one prompt follow each other in every list."""
 
+    def objective(self, beta: float) -> float:
+        """J = R − β·KL."""
+        return mean(self.rewards) - beta * mean(self.kls)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunTotals:
@@ -60,8 +64,8 @@ def summarize(before: EvaluationResult, after: EvaluationResult, totals: RunTota
         "reward_gain_se": gain_se,
         "kl": mean(after.kls),
         "kl_se": standard_error(after.kls),
-        "objective_before": mean(before.rewards) - beta * mean(before.kls),
-        "objective_after": mean(after.rewards) - beta * mean(after.kls),
+        "objective_before": before.objective(beta),
+        "objective_after": after.objective(beta),
         "pairs": totals.pairs,
         "labels": totals.labels,
         "ended": totals.ended,

@@ -57,6 +57,11 @@ class WandbSink:
         if self._run is not None:
             self._attempt(self._run.log, {key: value for key, value in record.items() if value is not None})
 
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert to those who follow the run."""
+        if self._run is not None:
+            self._attempt(self._run.alert, title, text)
+
     def write_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log samples as a table; all rows have the keys of the first."""
         if self._run is not None and rows:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pilaf_ray.errors import ConfigError, OracleError
+from pilaf_ray.errors import ConfigError, OracleError, OracleUnavailableError
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.oracle.label_rules import LabelRule
 from pilaf_ray.types import PreferenceLabel, ResponsePair, RoleUsage
@@ -96,11 +96,15 @@ class FunctionOracle:
         return [self._finite(reward) * self._scale for reward in rewards]
 
     async def _call(self, *arguments: list[str], expected: int) -> list[object]:
-        # The user's code may raise anything; it is named here and stops the run.
+        # The user's code may raise anything; it is named here. Networks are waited for, the rest stops the run.
         try:
             result = self._function(*arguments)
             if inspect.isawaitable(result):
                 result = await result
+        except OracleUnavailableError:
+            raise
+        except OSError as error:
+            raise OracleUnavailableError(f"{self._target} raised {type(error).__name__}: {error}") from error
         except Exception as error:
             raise OracleError(f"{self._target} raised {type(error).__name__}: {error}") from error
         answers = list(result)

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pilaf_ray.errors import OracleError, PromptError
+from pilaf_ray.errors import OracleError, PilafError, PoisonPairError, PromptError
 from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
@@ -193,7 +193,7 @@ class Controller:
         """Consumes plan indices and the unfinished work of an earlier attempt.
 
         Produces responses. Waits for a slot of the gate; unblocked by the learner loop
-        (slots of trained pairs), the label loop (slots of abstained pairs) and refused pairs.
+        (slots of trained pairs), the label loop (slots of abstained pairs) refused and rejected pairs.
         """
         async with asyncio.TaskGroup() as sampling:
             self._resume()
@@ -248,6 +248,8 @@ class Controller:
                     raise PromptError(f"side {side} came back without a token")
         except PromptError as error:
             await self._refuse(plan, error)
+        except PoisonPairError as error:
+            await self._reject(plan, error)
         else:
             self._refused_in_a_row = 0
             self._sampled.put_nowait(pair)
@@ -261,9 +263,7 @@ class Controller:
                 f"{self._refused_in_a_row}. in a row: {error}; mend the prompts, then continue with --resume"
             ) from error
         logger.warning("pair %s is rejected: %s", plan.pair_id, error)
-        await self._ports.store.reject(plan.pair_id, str(error))
-        self._end(plan)
-        self._changed.set()
+        await self._reject(plan, error)
 
     def _end(self, plan: PairPlan) -> None:
         """The pair leaves the order; one planned later, under newer weights, replaces it."""
@@ -286,8 +286,23 @@ class Controller:
                 await self._ports.store.add_responses(pairs)
                 labelling.create_task(self._label(pairs))
 
+    async def _reject(self, plan: PairPlan, error: PilafError) -> None:
+        """Set the pair aside with its cause."""
+        await self._ports.store.reject(plan.pair_id, str(error))
+        self._end(plan)
+        self._changed.set()
+
     async def _label(self, pairs: Sequence[ResponsePair]) -> None:
-        labels, references = await asyncio.gather(self._ports.oracle.label(pairs), self._ports.reference.score(pairs))
+        try:
+            labels, references = await asyncio.gather(
+                self._ports.oracle.label(pairs), self._ports.reference.score(pairs)
+            )
+        except PoisonPairError as error:
+            if len(pairs) == 1:
+                await self._reject(pairs[0].plan, error)
+            for pair in pairs if len(pairs) > 1 else ():
+                await self._label([pair])
+            return
         await self._ports.store.add_labels(labels, references)
         for pair, label, reference in zip(pairs, labels, references, strict=True):
             if label.is_abstention:

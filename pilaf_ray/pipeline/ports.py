@@ -2,7 +2,8 @@
 
 The controller knows these protocols only. ``pilaf_ray/actors/handles.py`` turns
 Ray actor handles into them; tests implement them by hand. Every call is
-awaitable and may fail with a :class:`~pilaf_ray.errors.PilafError`.
+awaitable and may fail with a :class:`~pilaf_ray.errors.PilafError`. The adapters replace what
+is lost and repeat its work; a PoisonPairError names work that no replica survives.
 """
 
 from collections.abc import Sequence

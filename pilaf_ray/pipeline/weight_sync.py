@@ -4,13 +4,14 @@ The caller releases the gate's slots after :meth:`WeightSync.serve` returns.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-from pilaf_ray.errors import WeightSyncError
+from pilaf_ray.errors import RoleLostError, WeightSyncError
 
 Update = TypeVar("Update")
 T = TypeVar("T")
+Pull = Callable[[Update], Awaitable[None]]
 
 
 class WeightSync(Generic[Update]):
@@ -18,7 +19,9 @@ class WeightSync(Generic[Update]):
 
     Args:
         push: publishes a version and returns what is needed to fetch and recognise it.
-        pulls: one callable a generator; returns once that generator serves the version.
+        announce: told of an update before anybody pulls it, so that generators that join meanwhile pull it.
+        pulls: one callable for each generator that samples now; returns once it serves the version.
+        recover: what becomes of a generator that failed to pull; None to raise its error.
         probe: checks behaviour after the pull against what the push returned, or None.
         deadline_seconds: for each phase.
     """
@@ -27,12 +30,16 @@ class WeightSync(Generic[Update]):
         self,
         *,
         push: Callable[[int], Awaitable[Update]],
-        pulls: Sequence[Callable[[Update], Awaitable[None]]],
+        pulls: Callable[[], Mapping[int, Pull[Update]]],
         probe: Callable[[int, Update], Awaitable[None]] | None,
         deadline_seconds: float,
+        announce: Callable[[Update], None] | None = None,
+        recover: Callable[[int, Update, Exception], Awaitable[None]] | None = None,
     ) -> None:
         self._push = push
-        self._pulls = list(pulls)
+        self._announce = announce
+        self._pulls = pulls
+        self._recover = recover
         self._probe = probe
         self._deadline = deadline_seconds
 
@@ -42,6 +49,8 @@ class WeightSync(Generic[Update]):
 
     async def serve(self, version: int, update: Update) -> None:
         """On return every generator samples with ``version``; raises WeightSyncError."""
+        if self._announce is not None:
+            self._announce(update)
         await self._pull_everywhere(version, update)
         if self._probe is not None:
             await self._within("probe after the update", version, self._probe(version, update))
@@ -49,8 +58,7 @@ class WeightSync(Generic[Update]):
     async def _pull_everywhere(self, version: int, update: Update) -> None:
         """All generators at once; the first failure ends the other pulls before it is raised."""
         pulls = [
-            asyncio.create_task(self._within(f"pull by generator {replica}", version, pull(update)))
-            for replica, pull in enumerate(self._pulls)
+            asyncio.create_task(self._pull(replica, pull, version, update)) for replica, pull in self._pulls().items()
         ]
         try:
             await asyncio.gather(*pulls)
@@ -58,6 +66,14 @@ class WeightSync(Generic[Update]):
             for pulling in pulls:
                 pulling.cancel()
             await asyncio.gather(*pulls, return_exceptions=True)
+
+    async def _pull(self, replica: int, pull: Pull[Update], version: int, update: Update) -> None:
+        try:
+            await self._within(f"pull by generator {replica}", version, pull(update))
+        except (WeightSyncError, RoleLostError) as error:
+            if self._recover is None:
+                raise
+            await self._recover(replica, update, error)
 
     async def _within(self, phase: str, version: int, work: Awaitable[T]) -> T:
         try:

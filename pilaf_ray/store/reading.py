@@ -44,3 +44,9 @@ class LedgerReader:
             wanted = [indices[len(indices) * k // shown] for k in range(shown)]
             rows = connection.execute(CONTENTS.where(pairs.c.plan_index.in_(wanted)).order_by(pairs.c.plan_index))
             return [codec.decode_labeled(row) for row in rows]
+
+    def trained_at(self, step: int) -> list[LabeledPair]:
+        """The batch of ``step``, in the order it was trained in."""
+        with self._database.reading() as connection:
+            rows = connection.execute(CONTENTS.where(pairs.c.trained_step == step).order_by(pairs.c.plan_index))
+            return [codec.decode_labeled(row) for row in rows]

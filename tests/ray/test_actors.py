@@ -8,10 +8,10 @@ import pytest
 import ray
 from pairs import label, pair, plan, reference
 
+from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.cluster import ray_cluster
-from pilaf_ray.actors.handles import ActorCallError, call
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
-from pilaf_ray.errors import LedgerError, OracleError
+from pilaf_ray.errors import LedgerError, OracleError, RoleLostError
 from pilaf_ray.types import LabeledPair, PairState
 
 NOTHING = RoleResources(num_cpus=0.0, num_gpus=0.0, threads=1)
@@ -43,18 +43,15 @@ async def test_messages_cross_unchanged_and_survive_the_death_of_the_store(
     await store.add_plans([plan(0), plan(1)])
     await store.add_responses([pair(0), pair(1)])
     await store.add_labels([label(0)], [reference(0)])
-    ray.kill(store._actor)
-    with pytest.raises(ActorCallError, match=r"preference store has died \(.*\); see its log"):
-        await store.counts()
-    again = await launcher.store(url)
-    assert await again.unfinished() == (
+    ray.kill(store._pool.living()[0])
+    assert await store.unfinished() == (
         [],
         [pair(1)],
         [LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
     )
     with pytest.raises(LedgerError, match="is sampled"):
-        await again.mark_trained(1, ["pair-1"])
-    assert (await again.counts())[PairState.LABELED] == 1
+        await store.mark_trained(1, ["pair-1"])
+    assert (await store.counts())[PairState.LABELED] == 1
 
 
 async def test_oracle_replicas_take_turns_and_their_errors_arrive_as_themselves(launcher: RoleLauncher) -> None:
@@ -69,12 +66,12 @@ async def test_oracle_replicas_take_turns_and_their_errors_arrive_as_themselves(
     )
     with pytest.raises(OracleError, match="no idea"):
         await broken.label(pairs)
-    with pytest.raises(ActorCallError, match=r"oracle 0 has died \(.*nowhere.*\); see its log"):
+    with pytest.raises(RoleLostError, match=r"oracle 0 has died \(.*nowhere.*\); see its log"):
         await launcher.oracle("function", oracle_arguments("nowhere:score"), replicas=1, resources=NOTHING)
 
 
 async def test_a_role_that_does_not_answer_is_named() -> None:
-    with pytest.raises(ActorCallError, match="reference-3 did not answer within 0 s; see its log"):
+    with pytest.raises(RoleLostError, match="reference-3 did not answer within 0 s; see its log"):
         await call(asyncio.Event().wait(), role="reference-3", seconds=0.01)
 
 

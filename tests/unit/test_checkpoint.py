@@ -1,11 +1,19 @@
 """Atomic checkpoints: publish, fall back, keep, fail without loss."""
 
+import asyncio
 import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.engines.checkpoint import CheckpointStore, kept_steps
 from pilaf_ray.errors import CheckpointError
 
 
@@ -70,7 +78,129 @@ async def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("tmp.*"))
 
 
+async def test_a_checkpoint_behind_is_published_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_seal = threading.Event()
+    seal = CheckpointStore._seal
+
+    def slow_seal(step: int, folder: Path) -> None:
+        assert may_seal.wait(30)
+        seal(step, folder)
+
+    monkeypatch.setattr(CheckpointStore, "_seal", staticmethod(slow_seal))
+    store, published = CheckpointStore(tmp_path, keep_last=2), list[int]()
+    await store.write_behind(1, write, published=lambda step, _path: published.append(step))
+    assert (store.latest(), published) == (None, []), "the step goes on before it is published"
+    second = asyncio.create_task(store.write_behind(2, write, published=lambda step, _path: published.append(step)))
+    await asyncio.sleep(0)
+    assert not (tmp_path / "tmp.2").exists(), "the second waits for the first"
+    may_seal.set()
+    await second
+    await store.finish()
+    assert published == [1, 2]
+    assert store.latest() == (2, tmp_path / "step-000002")
+
+
+async def test_a_failure_behind_is_raised_by_the_next_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(step: int, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = CheckpointStore(tmp_path, keep_last=2)
+    await store.write(1, write)
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "_seal", staticmethod(full))
+        await store.write_behind(2, write, published=lambda *_: None)
+        with pytest.raises(CheckpointError, match=r"step 2 .* the disk is full"):
+            await store.write_behind(3, write, published=lambda *_: None)
+    await store.finish()
+    assert store.latest() == (1, tmp_path / "step-000001")
+    assert not list(tmp_path.glob("tmp.*"))
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "tmp.7").mkdir()
     CheckpointStore(tmp_path, keep_last=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_which_checkpoints_stay() -> None:
+    steps, scores = [5, 10, 15, 20, 25, 30], {5: 0.9, 10: 0.9, 15: 0.1, 100: 5.0}
+    assert kept_steps(steps, last=2, scores=scores) == {25, 30}
+    assert kept_steps(steps, last=1, best=1, scores=scores) == {10, 30}, "the later of equals"
+    assert kept_steps(steps, last=1, best=9, scores=scores) == {5, 10, 15, 30}, "never judged ones are not best"
+    assert kept_steps(steps, last=1, every=10, scores={}) == {10, 20, 30}
+    assert kept_steps([7], last=3, best=1, every=2, scores={}) == {7}
+
+
+async def test_the_best_by_score_outlives_newer_ones(tmp_path: Path) -> None:
+    scores: dict[int, float] = {}
+    store = CheckpointStore(tmp_path, keep_last=1, keep_best=1, scores=lambda: scores)
+    for step, score in ((1, 0.2), (2, 0.8), (3, 0.5), (4, 0.1)):
+        await store.write(step, write)
+        scores[step] = score
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000002", "step-000004"]
+
+
+_WRITER = """
+import asyncio, os, sys
+from pathlib import Path
+from pilaf_ray.engines.checkpoint import CheckpointStore
+
+async def write(folder):
+    for part in range(8):
+        (folder / f"part-{part}").write_bytes(os.urandom(2**18))
+
+async def main():
+    store = CheckpointStore(Path(sys.argv[1]), keep_last=2)
+    for step in range(1, 10**6):
+        await store.write(step, write)
+        print(step, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_whatever_moment_a_writer_is_killed_at_the_last_published_checkpoint_loads(tmp_path: Path) -> None:
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        first = int(writer.stdout.readline())
+        # Anywhere in the checkpoints that follow, another place each time.
+        time.sleep(0.007 * attempt)
+        os.kill(writer.pid, signal.SIGKILL)
+        published = max([first, *(int(line) for line in writer.stdout if line.endswith("\n"))])
+        writer.wait()
+        found = CheckpointStore(folder, keep_last=2).latest()
+        assert found is not None
+        assert found[0] in (published, published + 1), "killed between publication and its announcement at most"
+        assert not list(folder.glob("tmp.*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_a_really_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
+    async def write_much(folder: Path) -> None:
+        (folder / "weights").write_bytes(os.urandom(600 * 1024))
+
+    store = CheckpointStore(small_disk, keep_last=2)
+    await store.write(1, write_much)
+    with pytest.raises(CheckpointError, match=r"step 2 .* the disk is full; earlier checkpoints are intact"):
+        await store.write(2, write_much)
+    assert store.latest() == (1, small_disk / "step-000001")
+    (small_disk / "step-000001" / "weights").stat()
+    assert (small_disk / "latest").read_text() == "step-000001"

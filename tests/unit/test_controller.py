@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pairs import label, pair, plan, response
 
-from pilaf_ray.errors import OracleError, PromptError, WeightSyncError
+from pilaf_ray.errors import OracleError, PoisonPairError, PromptError, WeightSyncError
 from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.pair_sampling import CandidatePairs, ImplicitRewardScorer, PairSource
@@ -109,17 +109,17 @@ class World:
         for given in labels:
             self.states[given.pair_id] = PairState.ABSTAINED if given.is_abstention else PairState.LABELED
 
+    async def reject(self, pair_id: str, reason: str) -> None:
+        assert self.states[pair_id] in (PairState.PLANNED, PairState.SAMPLED)
+        self.states[pair_id] = PairState.REJECTED
+        self.reasons[pair_id] = reason
+
     async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         assert all(self.states[pair_id] == PairState.LABELED for pair_id in pair_ids)
         self.states |= dict.fromkeys(pair_ids, PairState.TRAINED)
 
     async def roll_back(self, step: int) -> int:
         return 0
-
-    async def reject(self, pair_id: str, reason: str) -> None:
-        assert self.states[pair_id] == PairState.PLANNED
-        self.states[pair_id] = PairState.REJECTED
-        self.reasons[pair_id] = reason
 
     async def counts(self) -> LedgerCounts:
         raise NotImplementedError
@@ -279,6 +279,25 @@ async def test_resumed_plans_wait_for_the_gate_so_a_synchronous_run_stays_synchr
     await controller(world, reports, staleness=0, steps=3, work=work, next_index=12).run()
     assert {age for report in reports for age in report.ages} == {0}
     assert [i for batch in world.trained for i in batch] == list(range(12))
+
+
+async def test_poison_pairs_are_rejected_and_replaced_wherever_they_kill() -> None:
+    class Poisoned(World):
+        async def generate(self, request: GenerationRequest) -> SampledResponse:
+            if request.request_id.startswith("pair-2-"):
+                raise PoisonPairError("generators die of it")
+            return await super().generate(request)
+
+        async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
+            if any(p.plan.index == 9 for p in pairs):
+                raise PoisonPairError("oracles die of one of these")
+            return await super().label(pairs)
+
+    world, reports = Poisoned(), []
+    await controller(world, reports, staleness=1, steps=4).run()
+    assert [i for batch in world.trained for i in batch] == [i for i in range(18) if i not in (2, 9)]
+    assert [name for name, state in world.states.items() if state == PairState.REJECTED] == ["pair-2", "pair-9"]
+    assert max(age for report in reports for age in report.ages) <= 1
 
 
 async def test_an_oracle_that_never_answers_stops_the_run() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pilaf_ray.engines.weight_publishers import FilesystemPublisher, SampleChecksum, make_publisher
+from pilaf_ray.engines.weight_publishers import FilesystemPublisher, GlooPublisher, SampleChecksum, make_publisher
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 
@@ -53,6 +53,22 @@ def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightSyncError, match="cannot publish weights version 1"):
         FilesystemPublisher(tmp_path / "file" / "w").publish(1, tensors(0).items())
+
+
+def test_a_gloo_publisher_offers_the_version_that_it_serves_by_folder_too(tmp_path: Path) -> None:
+    publisher = make_publisher(transport="gloo", folder=tmp_path, timeout_seconds=5)
+    first = publisher.publish(3, tensors(3).items())
+    again = publisher.publish_again(3)
+    assert again is not None
+    assert (again.transport, again.sample_checksum) == ("filesystem", first.sample_checksum)
+    (shard,) = json.loads((Path(again.location) / "shards.json").read_text())
+    stored = load_file(Path(again.location) / shard)
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors(3).items())
+    publisher.publish(4, tensors(4).items())
+    assert publisher.publish_again(3) is None, "superseded"
+    publisher.close()
+    assert GlooPublisher(timeout_seconds=5).publish_again(0) is None, "no folder"
+    assert FilesystemPublisher(tmp_path).publish_again(3) is None, "it is the second way itself"
 
 
 def test_unknown_transport_and_missing_folder() -> None:

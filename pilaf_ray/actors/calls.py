@@ -1,0 +1,57 @@
+"""One remote call: its deadline, and what its failures mean."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+
+from pilaf_ray.errors import PilafError, RoleLostError
+
+T = TypeVar("T")
+
+
+class RoleDiedError(RoleLostError):
+    """The process of a role is gone: never the consequence of another role's failure."""
+
+
+async def call(reference: Awaitable[T], *, role: str, seconds: float) -> T:
+    """Await a remote result; our own errors arrive as themselves, without Ray's wrapping.
+
+    Whatever else goes wrong is a RoleLostError: the replica is of no more use. A call that is
+    given up is cancelled where it runs, so that it does not stand in the way of its repetition.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await reference
+    except TimeoutError as error:
+        _cancel(reference)
+        raise RoleLostError(f"{role} did not answer within {seconds:.0f} s; see its log") from error
+    except asyncio.CancelledError:
+        _cancel(reference)
+        raise
+    except (RayTaskError, TaskCancelledError) as error:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, PilafError):
+            raise cause from None
+        raise RoleLostError(f"{role} failed ({type(cause).__name__}: {_last_line(cause)}); see its log") from error
+    except RayActorError as error:
+        # Ray's text ends with the cause: the last line of a traceback, or how the process ended.
+        raise RoleDiedError(f"{role} has died ({_last_line(error)}); see its log") from error
+    except RayError as error:
+        raise RoleLostError(f"{role} cannot be reached ({_last_line(error)}); see its log") from error
+
+
+async def end_actor(actor: Any) -> None:
+    """Kill an actor, whatever state it is in; Ray follows up where the process is stopped."""
+    ray.kill(actor)
+
+
+def _cancel(reference: object) -> None:
+    if isinstance(reference, ray.ObjectRef):
+        ray.cancel(reference)
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[-1].strip()

@@ -1,0 +1,71 @@
+"""When a role is given another chance, and when it is given up: pure, no clock of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pilaf_ray.errors import GivenUpError
+
+Report = Callable[..., None]
+"""``report(event, **details)`` writes a line of ``events.jsonl``."""
+
+
+def no_report(event: str, **details: object) -> None:
+    """Nobody keeps records, e.g. in an evaluation outside a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisionPolicy:
+    """How patient a run is with its roles. Times in seconds.
+
+    Example: ``SupervisionPolicy(failures_in_a_row=5).pause(2)`` is 1.0
+    """
+
+    failures_in_a_row: int = 5
+    """After so many failures of one replica without a success between them, the run stops."""
+    first_pause: float = 1.0
+    """Before the second replacement in a row; it doubles from there. The first comes at once."""
+    longest_pause: float = 60.0
+    heartbeat_every: float = 5.0
+    heartbeat_seconds: float = 60.0
+    """A replica that answers no heartbeat for so long is stopped or stuck, however slow it may be."""
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait before the replacement that follows ``failures`` failures in a row."""
+        if failures <= 1:
+            return 0.0
+        return float(min(self.longest_pause, self.first_pause * 2 ** (failures - 2)))
+
+
+class CircuitBreaker:
+    """Counts failures in a row and remembers the first: later ones are often its consequences.
+
+    Example: ``breaker = CircuitBreaker("oracle 0", limit=3); breaker.failed("out of memory")``
+    """
+
+    def __init__(self, name: str, *, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._first = ""
+        self.failures = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the limit is reached."""
+        return self.failures >= self._limit
+
+    def failed(self, cause: object) -> None:
+        """Count a failure."""
+        if self.failures == 0:
+            self._first = str(cause)
+        self.failures += 1
+
+    def succeeded(self) -> None:
+        """Forget the failures so far."""
+        self.failures = 0
+
+    def error(self) -> GivenUpError:
+        """What stops the run once the breaker is open."""
+        return GivenUpError(
+            f"{self._name} failed {self.failures} times in a row; first: {self._first} "
+            "(mend this, then continue with --resume; supervision.failures_in_a_row sets the patience)"
+        )
