@@ -398,6 +398,7 @@ class TrainingRun:
         self._events.record("training ended", step=finished, by=self.ended_by)
         logger.info("training ended after step %d by %s", finished, self.ended_by)
         self._view.phase(f"training ended after step {finished}: {self.ended_by}")
+        await self._checkpoints.finish()
         if finished > start_step and not self._checkpoints.has(finished):
             await self._save(finished, keep=schedule.served_version(finished))
         await self._checkpoints.finish()
