@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.oracle import make_oracle
 from pilaf_ray.reference_loop import run_reference_loop
+from pilaf_ray.store.reading import LedgerReader
+from pilaf_ray.types import PairState
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
@@ -61,27 +65,50 @@ async def reference_losses(config: RunConfig) -> list[float]:
     )
 
 
-async def test_synchronous_run_survives_sigkill_and_gives_the_reference_loops_losses(
-    model: Path, tmp_path: Path
-) -> None:
-    overrides = settings(
-        model,
-        tmp_path,
-        "sync",
-        "run.max_steps=8",
-        "pipeline.max_staleness_steps=0",
-        "checkpoint.every_steps=2",
-        "oracle.target=pilaf_ray.oracle.sentiment:score",
-    )
-    kill_after(overrides, tmp_path / "sync" / "metrics.jsonl", 3)
-    run(overrides, "--resume")
-    lines = metrics(tmp_path, "sync")
-    assert [line["step"] for line in lines] == list(range(1, 9))
+SYNCHRONOUS = (
+    "run.max_steps=8",
+    "pipeline.max_staleness_steps=0",
+    "checkpoint.every_steps=2",
+    "oracle.target=pilaf_ray.oracle.sentiment:score",
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs that holds the synchronous run ``whole``."""
+    runs = tmp_path_factory.mktemp("runs")
+    run(settings(model, runs, "whole", *SYNCHRONOUS))
+    return runs
+
+
+def without_times(line: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in line.items() if not key.startswith(("time/", "busy/"))}
+
+
+def kill_in_step(process: subprocess.Popen[bytes], folder: Path, step: int, batch: int) -> None:
+    """SIGKILL while the learner is at ``step``: its pairs are labelled, all earlier ones trained, nothing else is open.
+
+    In the synchronous setting the ledger looks like this from the last label until the step is over.
+    """
+    deadline, file = time.monotonic() + 400, folder / "metrics.jsonl"
+    while not file.exists() or len(file.read_text().splitlines()) < step - 1:
+        assert process.poll() is None and time.monotonic() < deadline, f"the run ended before step {step}"
+        time.sleep(0.002)  # polling another process, not ordering work
+    reader = LedgerReader(f"sqlite:///{folder / 'preferences.db'}")
+    while reader.counts()[PairState.LABELED] < batch:
+        assert process.poll() is None and time.monotonic() < deadline, f"the run ended before step {step}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    counts = reader.counts().check()
+    assert (counts[PairState.TRAINED], counts[PairState.LABELED]) == (batch * (step - 1), batch), "between two steps"
+    reader.close()
+
+
+async def test_synchronous_run_gives_the_reference_loops_losses(model: Path, uninterrupted: Path) -> None:
+    lines = metrics(uninterrupted, "whole")
     assert {line["age/max"] for line in lines} == {0}
-    expected = await reference_losses(load_config(TINY, overrides))
-    assert [line["loss"] for line in lines] == pytest.approx(expected, abs=2e-3)
-    summary = json.loads((tmp_path / "sync" / "report" / "summary.json").read_text())
-    assert (summary["pairs"], summary["labels"], summary["steps"]) == (32, 32, 8)
+    config = load_config(TINY, settings(model, uninterrupted, "whole", *SYNCHRONOUS))
+    assert [line["loss"] for line in lines] == pytest.approx(await reference_losses(config), abs=2e-3)
 
 
 def kill_after(overrides: list[str], file: Path, lines: int) -> None:
@@ -123,12 +150,39 @@ def test_iterative_run_survives_sigkill_in_its_second_round_and_equals_one_that_
     assert (per_pair["sequence_forwards"], per_pair["scoring_forwards"], per_pair["labelled_responses"]) == (4, 4, 2)
 
 
-def test_asynchronous_run_keeps_the_bound_over_fifty_steps(model: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_a_step_and_resumed_it_equals_the_uninterrupted_run(
+    model: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    overrides = settings(model, tmp_path, "killed", *SYNCHRONOUS)
+    kill_in_step(start(overrides), tmp_path / "killed", 4, 4)
+    run(overrides, "--resume")
+    expected = [without_times(line) for line in metrics(uninterrupted, "whole")]
+    assert [without_times(line) for line in metrics(tmp_path, "killed")] == expected
+    summaries = [
+        json.loads((runs / name / "report" / "summary.json").read_text())
+        for runs, name in ((uninterrupted, "whole"), (tmp_path, "killed"))
+    ]
+    for summary in summaries:
+        assert (summary["pairs"], summary["labels"], summary["steps"]) == (32, 32, 8)
+        assert set(summary["ended"].values()) == {0}
+    same = ("reward_before", "reward_after", "kl")
+    assert [summaries[0][key] for key in same] == [summaries[1][key] for key in same]
+    with closing(sqlite3.connect(tmp_path / "killed" / "preferences.db")) as connection:
+        verdicts = connection.execute("SELECT sampling, count(*) FROM labels GROUP BY 1 ORDER BY 1").fetchall()
+    # Checkpoint 2 was the last: of step 3 the responses stay, those of step 4 came from weights that are gone.
+    assert verdicts == [(0, 32), (1, 4)], "every label event is in the log, and each pair carries one"
+
+
+@pytest.mark.parametrize(("bound", "transport"), [(1, "filesystem"), (3, "gloo")])
+def test_asynchronous_run_keeps_the_bound_over_fifty_steps(
+    model: Path, tmp_path: Path, bound: int, transport: str
+) -> None:
     run(
         settings(
-            model, tmp_path, "async", "run.max_steps=50", "pipeline.max_staleness_steps=3", "weights.transport=gloo"
+            *(model, tmp_path, "async", "run.max_steps=50"),
+            *(f"pipeline.max_staleness_steps={bound}", f"weights.transport={transport}"),
         )
     )
     lines = metrics(tmp_path, "async")
     assert len(lines) == 50
-    assert 1 <= max(line["age/max"] for line in lines) <= 3
+    assert 1 <= max(line["age/max"] for line in lines) <= bound
