@@ -15,7 +15,7 @@ import psutil
 
 from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
 from pilaf_ray.engines.token_records import Record
-from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS, register
+from pilaf_ray.engines.vllm_plugin import register
 from pilaf_ray.engines.weight_publishers import WeightUpdate
 from pilaf_ray.errors import ConfigError, PilafError, PromptError, WeightSyncError
 from pilaf_ray.observability.busy import BusyMeter
@@ -24,8 +24,9 @@ from pilaf_ray.types import FinishReason, GenerationRequest, RoleUsage, SampledR
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from pilaf_ray.engines.engine_stats import PreemptionCounter
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +120,17 @@ class Generator:
         self._meter = BusyMeter()
         self._score_ids = count()
         self._peak_memory_mib = 0.0
+        self._scheduling: PreemptionCounter | None = None
 
     @property
     def version(self) -> int:
         """Version of the policy weights now served."""
         return self._version
+
+    @property
+    def preemptions(self) -> int:
+        """How often a request lost its cache to others and was computed again; more of ``kv_cache_gib`` avoids it."""
+        return self._scheduling.preemptions if self._scheduling else 0
 
     async def start(self) -> None:
         """Load both models and start the engine's processes (seconds to minutes).
@@ -145,36 +152,19 @@ class Generator:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()
-        self._engine = AsyncLLM.from_engine_args(self._engine_args())
+        from pilaf_ray.engines.engine_arguments import engine_arguments
+        from pilaf_ray.engines.engine_stats import PreemptionCounter
+
+        self._scheduling = PreemptionCounter()
+        arguments = engine_arguments(
+            self._engine_arguments,
+            architecture=self._architecture,
+            reference_path=self._reference_path,
+            transport=self._transport,
+        )
+        self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._scheduling])
         await self._engine.update_weight_version(_label(self._version))
         logger.info("serving policy version %d (%s)", self._version, self._architecture)
-
-    def _engine_args(self) -> "AsyncEngineArgs":
-        from vllm.config.weight_transfer import WeightTransferConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
-
-        from pilaf_ray.engines.cpu_options import cpu_options
-        from pilaf_ray.engines.in_process_executor import choose_executor
-        from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
-
-        return AsyncEngineArgs(
-            **self._engine_arguments,
-            **cpu_options(),
-            distributed_executor_backend=choose_executor(self._engine_arguments["tensor_parallel_size"]),
-            hf_overrides={
-                "architectures": [ARCHITECTURE],
-                ARCHITECTURE_KEY: self._architecture,
-                REFERENCE_KEY: self._reference_path,
-            },
-            logits_processors=["pilaf_ray.engines.mixing_processor:MixingProcessor"],
-            # The processor hands over log-probabilities, so that nothing is left to process.
-            logprobs_mode="processed_logits",
-            worker_extension_cls="pilaf_ray.engines.token_records.TokenRecordsExtension",
-            weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[self._transport]),
-            # Not the sampling defaults that a model folder may carry.
-            generation_config="vllm",
-            disable_log_stats=True,
-        )
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         """Sample one response; returns as soon as it is finished.

@@ -20,7 +20,7 @@ from pilaf_ray.types import FinishReason, GenerationRequest, SampledResponse
 LENGTH = 100
 """Response limit of the engine under test."""
 MODEL_LENGTH = 386
-"""Three cache blocks and two tokens: behind a cached prompt of 385 there is room for one token."""
+"""Twelve cache blocks and two tokens: behind a cached prompt of 385 there is room for one token."""
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -46,8 +46,8 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
-    """Cramped on purpose: 9 cache blocks of 128 tokens; a prompt of 200 tokens comes in three chunks."""
-    block_bytes = 128 * 2 * 2 * 2 * 32 * 4  # tokens, models, layers, K and V, head, fp32
+    """Cramped on purpose: 36 cache blocks of 32 tokens; a prompt of 200 tokens comes in three chunks."""
+    block_bytes = 32 * 2 * 2 * 2 * 32 * 4  # tokens, models, layers, K and V, head, fp32
     generator = Generator(
         policy_path=str(folders[0]),
         reference_path=str(folders[1]),
@@ -56,7 +56,7 @@ def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
         max_new_tokens=LENGTH,
         max_num_seqs=32,
         max_num_batched_tokens=96,
-        kv_cache_gib=9 * block_bytes / 2**30,
+        kv_cache_gib=36 * block_bytes / 2**30,
         initial_version=7,
     )
     run(generator.start())
@@ -93,10 +93,13 @@ def together(engine: Generator, run: Run, requests: list[GenerationRequest]) -> 
 def test_eight_coefficients_in_one_batch(
     engine: Generator, run: Run, models: Any, prompt_length: int, shared: int
 ) -> None:
-    """The long prompts need 8 x 3 blocks at the end and find 9: some requests must be preempted."""
+    """The long prompts need up to 50 blocks, shared ones counted once, and find 36: requests are preempted."""
     coefficients = [0.0, 0.5, -0.5, -1.0, 0.1, 2.0, -0.1, 1.0]
     requests = requests_for(coefficients, prompt_length=prompt_length, shared=shared)
-    for request, response in zip(requests, together(engine, run, requests), strict=True):
+    before = engine.preemptions
+    responses = together(engine, run, requests)
+    assert (engine.preemptions > before) == bool(shared)
+    for request, response in zip(requests, responses, strict=True):
         assert_replayed(response, request, [(models[0], LENGTH)], models[1])
         assert response.coefficient == request.coefficient
         assert_records(response, request, models)

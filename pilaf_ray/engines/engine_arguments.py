@@ -1,0 +1,41 @@
+"""How vLLM's engine is set up to serve an interpolated model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+from pilaf_ray.engines.cpu_options import cpu_options
+from pilaf_ray.engines.in_process_executor import choose_executor
+from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
+from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS
+
+
+def engine_arguments(
+    settings: Mapping[str, Any], *, architecture: str, reference_path: str, transport: str
+) -> AsyncEngineArgs:
+    """vLLM's arguments from the generator's own ``settings``, which carry vLLM's names already.
+
+    Args:
+        architecture: the one that policy and reference share.
+        transport: how new weights arrive.
+    """
+    return AsyncEngineArgs(
+        **settings,
+        **cpu_options(),
+        distributed_executor_backend=choose_executor(settings["tensor_parallel_size"]),
+        hf_overrides={
+            "architectures": [ARCHITECTURE],
+            ARCHITECTURE_KEY: architecture,
+            REFERENCE_KEY: reference_path,
+        },
+        logits_processors=["pilaf_ray.engines.mixing_processor:MixingProcessor"],
+        # The processor hands over log-probabilities, so that nothing is left to process.
+        logprobs_mode="processed_logits",
+        worker_extension_cls="pilaf_ray.engines.token_records.TokenRecordsExtension",
+        weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[transport]),
+        # Not the sampling defaults that a model folder may carry.
+        generation_config="vllm",
+        disable_log_stats=True,
+    )

@@ -1,0 +1,34 @@
+"""What the engine's scheduler did, counted as it reports it."""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+
+class PreemptionCounter(StatLoggerBase):
+    """Counts requests that lost their cache to others and were computed again. An instance is its own factory."""
+
+    def __init__(self) -> None:
+        self.preemptions = 0
+
+    def __call__(self, vllm_config: "VllmConfig", engine_index: int = 0) -> "PreemptionCounter":
+        """What vLLM asks of a factory."""
+        return self
+
+    def record(
+        self,
+        scheduler_stats: "SchedulerStats | None",
+        iteration_stats: "IterationStats | None",
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """One step of the engine."""
+        if iteration_stats is not None:
+            self.preemptions += iteration_stats.num_preempted_reqs
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
