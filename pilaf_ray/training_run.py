@@ -14,12 +14,9 @@ from rich.markdown import Markdown
 
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
-from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
-from pilaf_ray.actors.learner_group import RewardGroup
-from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
+from pilaf_ray.actors.launch import Roles
 from pilaf_ray.actors.prometheus import PrometheusSink
 from pilaf_ray.actors.weights import make_weight_sync
-from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.schema import RunConfig
@@ -27,8 +24,8 @@ from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.errors import GuardError, LedgerError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
+from pilaf_ray.evaluation.kept_evaluations import KeptEvaluations
 from pilaf_ray.evaluation.report import (
-    EvaluationResult,
     RunTotals,
     learner_seconds,
     sample_rows,
@@ -37,6 +34,7 @@ from pilaf_ray.evaluation.report import (
 )
 from pilaf_ray.evaluation.step_metrics import busy_metrics, spent_before, step_metrics, total_costs
 from pilaf_ray.learner_side import LearnerSide
+from pilaf_ray.observability.activity import RoleActivity
 from pilaf_ray.observability.alerts import Webhook
 from pilaf_ray.observability.busy import BusyShares
 from pilaf_ray.observability.live_view import LiveView
@@ -45,16 +43,14 @@ from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
-from pilaf_ray.people_run import ask_people, serve_console
 from pilaf_ray.pipeline.controller import STOPPED, Controller, Ports, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
-from pilaf_ray.resource_plan import plan_on
+from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_folder import RunFolder, open_run_folder
-from pilaf_ray.store.location import ledger_location
 from pilaf_ray.store.records import ENDED
 from pilaf_ray.types import PairState
 
@@ -135,11 +131,12 @@ class TrainingRun:
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
             keep_every=config.checkpoint.keep_every,
-            scores=lambda: {known.step: known.objective(config.algorithm.beta) for known in self._evaluations},
+            scores=lambda: self._evaluations.objectives(config.algorithm.beta),
         )
-        self._evaluations: list[EvaluationResult] = []
+        self._evaluations = KeptEvaluations(folder.path / "evaluations")
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
         self._roles: Roles | None = None
+        self._activity = RoleActivity(lambda: self._roles.computing if self._roles else {})
         self._guards = NumericGuards(build.guard_rules(config))
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self._set_aside: list[tuple[str, str]] = []
@@ -148,14 +145,12 @@ class TrainingRun:
             name=config.run.name,
             max_steps=config.step_limit[0] if config.step_limit[0] < NO_STEP_LIMIT else None,
             max_staleness_steps=config.max_age_steps,
-            roles=self._role_lines,
+            roles=self._activity.lines,
         )
-        self._training_from = self._started
-        self._busy_before: dict[str, float] = {}
 
     async def run(self, *, resume: bool) -> None:
         """The whole run; on Ctrl-C the step under way is finished and saved."""
-        async with kept_status(self._folder.path, phase=lambda: self._view.current_phase, roles=self._role_lines):
+        async with kept_status(self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines):
             await self._run(resume=resume)
 
     async def _run(self, *, resume: bool) -> None:
@@ -166,8 +161,8 @@ class TrainingRun:
                 roles = await self._start_roles()
                 start_step, unfinished, next_index = await self._restore(roles, resume=resume)
             evaluator = self._evaluator(roles)
-            self._load_evaluations(start_step)
-            if not self._evaluations:
+            self._evaluations.load(until_step=start_step)
+            if not self._evaluations.results:
                 await self._evaluate(evaluator, start_step)
             finished = await self._train_through(roles, evaluator, (start_step, unfinished, next_index))
             if self.ended_by == STOPPED:
@@ -176,7 +171,7 @@ class TrainingRun:
             if self.ended_by == build.ROUND_ENDED:
                 self._wandb.close()
                 return
-            if self._evaluations[-1].step != finished:
+            if self._evaluations.results[-1].step != finished:
                 await self._evaluate(evaluator, finished)
             text = await self._report(roles, finished)
             await roles.close()
@@ -185,86 +180,16 @@ class TrainingRun:
         self._console.print(f"report: {self._folder.report}", markup=False)
 
     async def _start_roles(self) -> Roles:
-        config, inputs, r = self._config, self._inputs, self._config.resources
-        launcher = RoleLauncher(
-            logs=str(self._folder.logs.resolve()),
-            call_seconds=config.pipeline.call_seconds,
-            reservations=await self._reserve(),
-            policy=build.supervision_policy(config),
-            outage_seconds=config.supervision.oracle_outage_seconds,
-            report=self._events.record,
-        )
-        publisher = {
-            "transport": config.weights.transport,
-            "folder": str((self._folder.path / "weights").resolve()),
-            "timeout_seconds": config.weights.deadline_seconds,
-        }
-        location = ledger_location(self._folder.path, url=config.store.url)
-        generation, learner = config.generation, config.learner
-        generators, reference, oracle, group, store, reward = await asyncio.gather(
-            launcher.generators(
-                build.generator_arguments(config, inputs),
-                replicas=generation.replicas,
-                resources=RoleResources(
-                    num_cpus=r.generator.cpus, num_gpus=r.generator.gpus, threads=generation.cpu_threads
-                ),
-            ),
-            launcher.reference(
-                build.reference_arguments(config, inputs),
-                replicas=config.reference.replicas,
-                resources=RoleResources(
-                    num_cpus=r.reference.cpus,
-                    num_gpus=r.reference.gpus,
-                    threads=config.reference.cpu_threads,
-                ),
-            ),
-            launcher.oracle(
-                config.scoring_oracle.type,
-                build.oracle_arguments(config.scoring_oracle),
-                replicas=config.scoring_oracle.replicas,
-                resources=RoleResources(num_cpus=r.oracle.cpus, num_gpus=r.oracle.gpus, threads=1),
-            ),
-            launcher.learner(
-                build.learner_arguments(config, inputs, self._folder),
-                publisher,
-                ranks=learner.ranks,
-                resources=RoleResources(num_cpus=r.learner.cpus, num_gpus=r.learner.gpus, threads=learner.cpu_threads),
-            ),
-            launcher.store(location.url, location.namespace),
-            self._start_reward(launcher),
+        self._roles = await start_roles(
+            self._config, self._inputs, self._folder, report=self._events.record, console=self._console
         )
         self._events.record("roles ready", seconds=time.monotonic() - self._started)
-        labels = await ask_people(config, self._folder, launcher, store, oracle)
-        await serve_console(config, self._folder, store, self._console)
-        self._roles = Roles(
-            generators=generators, reference=reference, oracle=labels, learner=group, store=store, reward=reward
-        )
-        self._side = LearnerSide(config, inputs.train, self._roles, warn=self._warn)
+        self._side = LearnerSide(self._config, self._inputs.train, self._roles, warn=self._warn)
         return self._roles
-
-    async def _start_reward(self, launcher: RoleLauncher) -> RewardGroup | None:
-        reward, r = self._config.reward_model, self._config.resources.reward
-        if reward is None:
-            return None
-        return await launcher.reward(
-            reward_arguments(self._config, self._folder),
-            ranks=reward.ranks,
-            resources=RoleResources(num_cpus=r.cpus, num_gpus=r.gpus, threads=reward.cpu_threads),
-        )
 
     def _warn(self, step: int, complaint: str) -> None:
         self._events.record("reward model unhealthy", step=step, complaint=complaint)
         self._view.phase(f"training; reward model unhealthy since step {step}: {complaint}")
-
-    async def _reserve(self) -> Reservations:
-        """Everything that the roles need, before any of them starts to load."""
-        r = self._config.resources
-        await wait_for_nodes(sum(node.count for node in r.nodes), seconds=r.start_seconds)
-        plan = plan_on(self._config, cluster_nodes())
-        plan.require()
-        reservations = Reservations(plan.groups)
-        await reservations.acquire(seconds=r.start_seconds)
-        return reservations
 
     async def _restore(self, roles: Roles, *, resume: bool, rebuilt: bool = False) -> Restored:
         """Load the newest checkpoint and put the ledger back to it; generators of a rebuilt learner, too."""
@@ -331,20 +256,9 @@ class TrainingRun:
         self._view.phase(f"evaluating step {step} on {len(self._inputs.evaluation.prompts)} held-out prompts")
         with self._spans.measure("evaluation"):
             result = await evaluator.evaluate(step)
-        self._evaluations.append(result)
-        file = self._folder.path / "evaluations" / f"step-{step:06d}.json"
-        file.parent.mkdir(exist_ok=True)
-        # Renamed into place: a kill in the middle must not leave a file that a resumption trips over.
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({name: getattr(result, name) for name in result.__slots__}))
-        unfinished.replace(file)
+        self._evaluations.add(result)
         self._wandb.write_samples(step, sample_rows(result, self._config.evaluation.sample_prompts))
         self._events.record("evaluation", step=step, reward=sum(result.rewards) / len(result.rewards))
-
-    def _load_evaluations(self, step: int) -> None:
-        files = sorted((self._folder.path / "evaluations").glob("step-*.json"))
-        known = [file for file in files if int(file.stem.removeprefix("step-")) <= step]
-        self._evaluations = [EvaluationResult(**json.loads(file.read_text())) for file in known]
 
     async def _train_through(self, roles: Roles, evaluator: Evaluator, work: Restored) -> int:
         """Train to the end, whatever the learner dies of on the way; returns the last step."""
@@ -355,12 +269,11 @@ class TrainingRun:
             await asyncio.gather(*(group.rebuild() for group in (roles.learner, roles.reward) if group is not None))
             self._side = LearnerSide(self._config, self._inputs.train, roles, warn=self._warn)
             restored = await self._restore(roles, resume=True, rebuilt=True)
-            self._load_evaluations(restored[0])
+            self._evaluations.load(until_step=restored[0])
             return restored
 
         self._furthest = work[0]
-        self._training_from = time.monotonic()
-        self._busy_before = self._busy()
+        self._activity.begin()
         with self._spans.measure("training"):
             finished = await train_through_losses(
                 work,
@@ -370,8 +283,7 @@ class TrainingRun:
                 policy=build.supervision_policy(self._config),
                 report=self._events.record,
             )
-        self._training_seconds = time.monotonic() - self._training_from
-        self._busy_training = {k: v - self._busy_before[k] for k, v in self._busy().items()}
+        self._training_seconds, self._utilization = self._activity.seconds, self._activity.utilization()
         return finished
 
     async def _train(
@@ -415,7 +327,7 @@ class TrainingRun:
         next_index: int,
     ) -> Controller:
         config = self._config
-        shares = BusyShares(self._busy)
+        shares = BusyShares(self._activity.busy)
         prometheus = PrometheusSink(config.run.name) if config.logging.prometheus else None
 
         async def after_step(report: StepReport) -> None:
@@ -424,7 +336,7 @@ class TrainingRun:
             self._wandb.write(metrics)
             if prometheus is not None:
                 prometheus.write(metrics)
-                prometheus.write_roles(self._role_lines())
+                prometheus.write_roles(self._activity.lines())
                 prometheus.write_counts((await roles.store.counts()).by_state)
             self._view.step(metrics, pairs=len(report.batch))
             step = report.result.step
@@ -509,34 +421,19 @@ class TrainingRun:
             wall_seconds=time.monotonic() - self._started,
             training_seconds=self._training_seconds,
             max_age_steps=max((line["age/max"] for line in lines), default=0),
-            utilization={k: v / self._training_seconds for k, v in self._busy_training.items()},
+            utilization=self._utilization,
             peak_memory_mib=memory,
             seconds={**self._spans.seconds, **learner_seconds(lines)},
             costs=total_costs(lines),
             ended_by=self.ended_by,
         )
         summary: dict[str, Any] = summarize(
-            self._evaluations[0], self._evaluations[-1], totals, beta=self._config.algorithm.beta
+            self._evaluations.results[0], self._evaluations.results[-1], totals, beta=self._config.algorithm.beta
         )
         return write_report(
             self._folder.report,
             summary=summary,
-            evaluations=self._evaluations,
+            evaluations=self._evaluations.results,
             metrics=lines,
             sample_prompts=self._config.evaluation.sample_prompts,
         )
-
-    def _busy(self) -> dict[str, float]:
-        roles = self._roles
-        assert roles is not None
-        return {name: role.meter.busy_seconds for name, role in roles.computing.items()}
-
-    def _role_lines(self) -> dict[str, tuple[int, float]]:
-        if self._roles is None:
-            return {}
-        elapsed = max(1e-9, time.monotonic() - self._training_from)
-        calls = {name: role.meter.in_flight for name, role in self._roles.computing.items()}
-        busy = self._busy()
-        return {
-            role: (calls[role], min(1.0, (busy[role] - self._busy_before.get(role, 0.0)) / elapsed)) for role in calls
-        }

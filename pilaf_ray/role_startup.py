@@ -1,0 +1,98 @@
+"""From the configuration to running roles: room for all of them first, then all of them at the same time."""
+
+import asyncio
+
+from rich.console import Console
+
+from pilaf_ray import build
+from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
+from pilaf_ray.actors.learner_group import RewardGroup
+from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
+from pilaf_ray.build_rewards import reward_arguments
+from pilaf_ray.config.resources import RoleResourcesConfig
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.people_run import ask_people, serve_console
+from pilaf_ray.pipeline.supervision import Report
+from pilaf_ray.resource_plan import plan_on
+from pilaf_ray.run_folder import RunFolder
+from pilaf_ray.store.location import ledger_location
+
+
+async def start_roles(
+    config: RunConfig, inputs: build.RunInputs, folder: RunFolder, *, report: Report, console: Console
+) -> Roles:
+    """Every role of the run, loaded and answering.
+
+    Raises:
+        PilafError: a role has no room, or does not start.
+    """
+    launcher = RoleLauncher(
+        logs=str(folder.logs.resolve()),
+        call_seconds=config.pipeline.call_seconds,
+        reservations=await _reserve(config),
+        policy=build.supervision_policy(config),
+        outage_seconds=config.supervision.oracle_outage_seconds,
+        report=report,
+    )
+    publisher = {
+        "transport": config.weights.transport,
+        "folder": str((folder.path / "weights").resolve()),
+        "timeout_seconds": config.weights.deadline_seconds,
+    }
+    location = ledger_location(folder.path, url=config.store.url)
+    generation, scorer, resources = config.generation, config.scoring_oracle, config.resources
+    generators, reference, oracle, learner, store, reward = await asyncio.gather(
+        launcher.generators(
+            build.generator_arguments(config, inputs),
+            replicas=generation.replicas,
+            resources=_share(resources.generator, threads=generation.cpu_threads),
+        ),
+        launcher.reference(
+            build.reference_arguments(config, inputs),
+            replicas=config.reference.replicas,
+            resources=_share(resources.reference, threads=config.reference.cpu_threads),
+        ),
+        launcher.oracle(
+            scorer.type,
+            build.oracle_arguments(scorer),
+            replicas=scorer.replicas,
+            resources=_share(resources.oracle, threads=1),
+        ),
+        launcher.learner(
+            build.learner_arguments(config, inputs, folder),
+            publisher,
+            ranks=config.learner.ranks,
+            resources=_share(resources.learner, threads=config.learner.cpu_threads),
+        ),
+        launcher.store(location.url, location.namespace),
+        _reward(config, folder, launcher),
+    )
+    labels = await ask_people(config, folder, launcher, store, oracle)
+    await serve_console(config, folder, store, console)
+    return Roles(generators=generators, reference=reference, oracle=labels, learner=learner, store=store, reward=reward)
+
+
+async def _reserve(config: RunConfig) -> Reservations:
+    """Everything that the roles need, before any of them starts to load."""
+    resources = config.resources
+    await wait_for_nodes(sum(node.count for node in resources.nodes), seconds=resources.start_seconds)
+    plan = plan_on(config, cluster_nodes())
+    plan.require()
+    reservations = Reservations(plan.groups)
+    await reservations.acquire(seconds=resources.start_seconds)
+    return reservations
+
+
+async def _reward(config: RunConfig, folder: RunFolder, launcher: RoleLauncher) -> RewardGroup | None:
+    reward = config.reward_model
+    if reward is None:
+        return None
+    return await launcher.reward(
+        reward_arguments(config, folder),
+        ranks=reward.ranks,
+        resources=_share(config.resources.reward, threads=reward.cpu_threads),
+    )
+
+
+def _share(settings: RoleResourcesConfig, *, threads: int) -> RoleResources:
+    return RoleResources(num_cpus=settings.cpus, num_gpus=settings.gpus, threads=threads)
