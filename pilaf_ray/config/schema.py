@@ -170,8 +170,11 @@ class PipelineSection(Section):
 class WeightsSection(Section):
     """How new weights reach the generators."""
 
-    transport: Literal["gloo", "filesystem"] = "filesystem"
-    """gloo needs a network path between learner and generators, filesystem a shared folder."""
+    transport: Literal["gloo", "nccl", "filesystem"] = "filesystem"
+    """gloo needs a network path between learner and generators, nccl GPUs of their own, filesystem a shared folder.
+
+    The shared folder is also the second way, where a transfer over one of the others fails.
+    """
     deadline_seconds: float = Field(default=120.0, gt=0)
     """For each phase of an update."""
     probe_tolerance: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
@@ -254,6 +257,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"prompts.max_prompt_tokens + generation.max_new_tokens = {needed} exceeds "
                 f"model.max_length = {self.model.max_length}: raise the last or lower one of the first two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transport_has_devices(self) -> Self:
+        without = [role for role in ("generator", "learner") if getattr(self.resources, role).gpus < 1]
+        if self.weights.transport == "nccl" and without:
+            raise ValueError(
+                f"weights.transport: nccl moves weights between GPUs, and resources.{without[0]}.gpus is 0: "
+                "give both generator and learner whole GPUs, or set weights.transport: gloo"
             )
         return self
 

@@ -6,7 +6,7 @@ imported before vLLM itself wants it.
 """
 
 ARCHITECTURE = "PilafInterpolatedForCausalLM"
-TRANSPORTS = {"filesystem": "pilaf_filesystem", "gloo": "pilaf_gloo"}
+TRANSPORTS = {"filesystem": "pilaf_filesystem", "gloo": "pilaf_gloo", "nccl": "pilaf_nccl"}
 """Setting ``weight_transport`` → name of the engine in vLLM's registry."""
 
 
@@ -20,7 +20,11 @@ def register() -> None:
     register_kernels()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM")
-    classes = {"filesystem": "FilesystemTransferEngine", "gloo": "GlooTransferEngine"}
+    classes = {
+        "filesystem": "FilesystemTransferEngine",
+        "gloo": "PeerTransferEngine",
+        "nccl": "PeerTransferEngine",
+    }
     for transport, name in TRANSPORTS.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, "pilaf_ray.engines.weight_transfer", classes[transport])

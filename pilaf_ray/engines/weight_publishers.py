@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_PER_TENSOR = 256
 SHARD_BYTES = 2 * 2**30
-BUCKET_BYTES = 64 * 2**20
 KEPT_VERSIONS = 2
 
 
@@ -46,7 +45,7 @@ class WeightUpdate:
     version: int
     transport: str
     location: str
-    """A folder (filesystem) or ``host:port`` (gloo)."""
+    """A folder (filesystem) or ``host:port`` (gloo and nccl)."""
     num_tensors: int
     num_bytes: int
     sample_checksum: str
@@ -72,7 +71,7 @@ class WeightPublisher(Protocol):
 def make_publisher(
     *, transport: str, folder: Path | str | None = None, timeout_seconds: float = 120.0
 ) -> WeightPublisher:
-    """The publisher of ``transport``: ``"filesystem"`` (needs ``folder``) or ``"gloo"``.
+    """The publisher of ``transport``: ``"filesystem"`` (needs ``folder``), ``"gloo"`` or ``"nccl"``.
 
     Raises:
         ConfigError: the transport is unknown, or its folder is missing.
@@ -81,9 +80,9 @@ def make_publisher(
         if folder is None:
             raise ConfigError("weight transport 'filesystem' needs a folder that every generator can read")
         return FilesystemPublisher(folder)
-    if transport == "gloo":
-        return GlooPublisher(timeout_seconds=timeout_seconds, fallback_folder=folder)
-    raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem' or 'gloo'")
+    if transport in ("gloo", "nccl"):
+        return PeerPublisher(transport, timeout_seconds=timeout_seconds, fallback_folder=folder)
+    raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem', 'gloo' or 'nccl'")
 
 
 class SampleChecksum:
@@ -206,17 +205,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class GlooPublisher:
-    """Keeps the newest version in memory and sends it to each generator that asks.
+class PeerPublisher:
+    """Keeps the newest version in memory and sends it to each generator that asks, over ``gloo`` or ``nccl``.
 
-    Every receiver forms a group of two with this process (an own TCP store, an own
-    gloo context; the learner's process group is not touched), so receivers do not
-    wait for each other and a dead one delays nobody for longer than its time-out.
+    Every receiver forms a pair with this process (:mod:`pilaf_ray.engines.weight_peers`), so a dead one
+    delays nobody for longer than its time-out.
     """
 
     def __init__(
-        self, *, host: str | None = None, timeout_seconds: float = 120.0, fallback_folder: Path | str | None = None
+        self,
+        transport: str,
+        *,
+        host: str | None = None,
+        timeout_seconds: float = 120.0,
+        fallback_folder: Path | str | None = None,
     ) -> None:
+        self._transport = transport
         self._host = host or socket.gethostbyname(socket.gethostname())
         self._timeout = timedelta(seconds=timeout_seconds)
         self._stop: threading.Event | None = None
@@ -248,7 +252,7 @@ class GlooPublisher:
         threading.Thread(
             target=self._serve, args=(store, tensors, self._stop), name=f"weights-v{version}", daemon=True
         ).start()
-        return checksum.ticket(version=version, transport="gloo", location=f"{self._host}:{store.port}")
+        return checksum.ticket(version=version, transport=self._transport, location=f"{self._host}:{store.port}")
 
     def publish_again(self, version: int) -> WeightUpdate | None:
         """Write the copy that is served into the fallback folder; None without one, or if it is superseded."""
@@ -278,41 +282,15 @@ class GlooPublisher:
             sender.join()
 
     def _send(self, store: "TCPStore", receiver: int, tensors: dict[str, "Tensor"]) -> None:
+        from pilaf_ray.engines.weight_peers import SENDER, buckets, connect, packed
+
         try:
-            group = gloo_pair(store, receiver=receiver, rank=0, timeout=self._timeout)
+            peer = connect(self._transport, store, receiver=receiver, rank=SENDER, timeout=self._timeout)
             for bucket in buckets([(n, t.numel() * t.element_size()) for n, t in tensors.items()]):
-                group.send([_packed([tensors[name] for name in bucket])], 1, 0).wait()
+                peer.send(packed([tensors[name] for name in bucket]))
         except RuntimeError as error:
             # The receiver reports its own failure; here it must only not stop the others.
             logger.warning("weights were not sent to receiver %d: %s", receiver, error)
-
-
-def gloo_pair(store: "TCPStore", *, receiver: int, rank: int, timeout: timedelta) -> Any:
-    """The group of sender (rank 0) and the ``receiver``-th receiver (rank 1)."""
-    from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
-
-    return ProcessGroupGloo(PrefixStore(f"pair/{receiver}", store), rank, 2, timeout)
-
-
-def buckets(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Names in order, grouped to at most ``BUCKET_BYTES`` (or one tensor) a message."""
-    bucket: list[str] = []
-    total = 0
-    for name, size in sizes:
-        if bucket and total + size > BUCKET_BYTES:
-            yield bucket
-            bucket, total = [], 0
-        bucket.append(name)
-        total += size
-    if bucket:
-        yield bucket
-
-
-def _packed(tensors: list["Tensor"]) -> "Tensor":
-    """All bytes of ``tensors`` in one flat uint8 tensor."""
-    import torch
-
-    return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
 
 
 def _describe(name: str, tensor: "Tensor") -> dict[str, object]:

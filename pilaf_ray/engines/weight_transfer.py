@@ -23,7 +23,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
-from pilaf_ray.engines.weight_publishers import SampleChecksum, buckets, gloo_pair
+from pilaf_ray.engines.weight_peers import RECEIVER, buckets, connect
+from pilaf_ray.engines.weight_publishers import SampleChecksum
 from pilaf_ray.errors import WeightSyncError
 
 if TYPE_CHECKING:
@@ -167,8 +168,8 @@ def _read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, shard.get_tensor(name)
 
 
-class GlooTransferEngine(PolicyTransferEngine):
-    """Receives from ``GlooPublisher`` over a group of two, or from its folder where that failed."""
+class PeerTransferEngine(PolicyTransferEngine):
+    """Receives from ``PeerPublisher`` over a pair, or from its folder where that failed."""
 
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
         if ticket.transport == "filesystem":
@@ -180,14 +181,15 @@ class GlooTransferEngine(PolicyTransferEngine):
         try:
             store = TCPStore(host, int(port), None, is_master=False, timeout=timeout)
             manifest: list[dict[str, Any]] = json.loads(store.get("manifest"))
-            group = gloo_pair(store, receiver=store.add("joined", 1), rank=1, timeout=timeout)
+            receiver = store.add("joined", 1)
+            peer = connect(ticket.transport, store, receiver=receiver, rank=RECEIVER, timeout=timeout)
             tensors = {
                 entry["name"]: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"])) for entry in manifest
             }
             sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
             for bucket in buckets(sizes.items()):
                 message = torch.empty(sum(sizes[name] for name in bucket), dtype=torch.uint8)
-                group.recv([message], 0, 0).wait()
+                peer.receive(message)
                 parts = torch.split(message, [sizes[name] for name in bucket])
                 for name, part in zip(bucket, parts, strict=True):
                     # Copied out: the loader keeps references until a layer is complete.

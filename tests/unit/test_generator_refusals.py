@@ -52,7 +52,7 @@ def test_missing_model(tmp_path: Path) -> None:
     [
         ({"max_model_len": 512}, "max_model_len=512 exceeds the 256 positions"),
         ({"max_new_tokens": 128}, "leaves no room for a prompt beside max_new_tokens=128"),
-        ({"weight_transport": "pigeon"}, r"'pigeon' is unknown: use one of \['filesystem', 'gloo'\]"),
+        ({"weight_transport": "pigeon"}, r"'pigeon' is unknown: use one of \['filesystem', 'gloo', 'nccl'\]"),
     ],
 )
 def test_limits_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

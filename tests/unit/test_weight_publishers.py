@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pilaf_ray.engines.weight_publishers import FilesystemPublisher, GlooPublisher, SampleChecksum, make_publisher
+from pilaf_ray.engines.weight_publishers import FilesystemPublisher, PeerPublisher, SampleChecksum, make_publisher
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 
@@ -67,7 +67,7 @@ def test_a_gloo_publisher_offers_the_version_that_it_serves_by_folder_too(tmp_pa
     publisher.publish(4, tensors(4).items())
     assert publisher.publish_again(3) is None, "superseded"
     publisher.close()
-    assert GlooPublisher(timeout_seconds=5).publish_again(0) is None, "no folder"
+    assert PeerPublisher("gloo", timeout_seconds=5).publish_again(0) is None, "no folder"
     assert FilesystemPublisher(tmp_path).publish_again(3) is None, "it is the second way itself"
 
 

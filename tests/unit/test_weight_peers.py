@@ -1,0 +1,49 @@
+"""Messages between a sender and a receiver: order, bytes, and how tensors are packed into them."""
+
+import threading
+from datetime import timedelta
+
+import torch
+from torch.distributed import TCPStore
+
+from pilaf_ray.engines import weight_peers
+from pilaf_ray.engines.weight_peers import RECEIVER, SENDER, buckets, connect, packed
+
+
+def test_buckets_keep_the_order_and_the_limit() -> None:
+    limit = weight_peers.BUCKET_BYTES
+    sizes = [("a", limit // 2), ("b", limit // 2), ("c", 1), ("huge", 3 * limit), ("d", 5)]
+    assert list(buckets(sizes)) == [["a", "b"], ["c"], ["huge"], ["d"]]
+
+
+def test_packed_bytes_are_those_of_the_tensors_one_behind_the_other() -> None:
+    tensors = [torch.tensor([1.5, -2.0]), torch.tensor([[3]], dtype=torch.int16), torch.tensor([0.25]).bfloat16()]
+    flat = packed(tensors)
+    assert flat.dtype is torch.uint8
+    assert flat.tolist() == [byte for t in tensors for byte in t.reshape(-1).view(torch.uint8).tolist()]
+
+
+def test_two_receivers_of_one_store_get_their_own_messages_in_order() -> None:
+    timeout = timedelta(seconds=20)
+    store = TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
+    messages = {
+        receiver: [torch.full((n,), 10 * receiver + n, dtype=torch.uint8) for n in (1, 7)] for receiver in (1, 2)
+    }
+
+    def send(receiver: int) -> None:
+        peer = connect("gloo", store, receiver=receiver, rank=SENDER, timeout=timeout)
+        for message in messages[receiver]:
+            peer.send(message)
+
+    senders = [threading.Thread(target=send, args=(receiver,)) for receiver in messages]
+    for sender in senders:
+        sender.start()
+    for receiver, expected in messages.items():
+        client = TCPStore("127.0.0.1", store.port, None, is_master=False, timeout=timeout)
+        peer = connect("gloo", client, receiver=receiver, rank=RECEIVER, timeout=timeout)
+        for message in expected:
+            arrived = torch.empty_like(message)
+            peer.receive(arrived)
+            assert torch.equal(arrived, message)
+    for sender in senders:
+        sender.join()
