@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,8 @@ from pilaf_ray.types import GenerationRequest, PairState, ResponsePair
 
 NOTHING = RoleResources(num_cpus=0.0, num_gpus=0.0, threads=1)
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=3.0)
+PATIENT = replace(POLICY, heartbeat_seconds=30.0)
+"""For actors that are still starting when they are first asked."""
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +241,7 @@ async def test_weights_go_the_second_way_and_a_generator_that_takes_neither_is_r
         return actor_class.options(num_cpus=0).remote(transport)
 
     pool = GeneratorPool(
-        [await spawn(n) for n in range(3)], spawn=spawn, call_seconds=30, policy=POLICY, report=records
+        [await spawn(n) for n in range(3)], spawn=spawn, call_seconds=30, policy=PATIENT, report=records
     )
     learner = FakeLearner()
     roles: Any = SimpleNamespace(generators=pool, learner=learner)
@@ -286,7 +288,7 @@ async def test_a_learner_group_names_the_rank_that_died_first_and_is_rebuilt() -
     async def start() -> list[Any]:
         return [actor_class.options(num_cpus=0).remote(rank) for rank in range(2)]
 
-    group = LearnerGroup(await start(), start=start, call_seconds=30.0, policy=POLICY)
+    group = LearnerGroup(await start(), start=start, call_seconds=30.0, policy=PATIENT)
     assert await group.everywhere("echo", 5) == [5, 6]
     peer = (await group.everywhere("pid"))[1]
     with pytest.raises(RoleDiedError, match="policy learner rank 1 has died"):
