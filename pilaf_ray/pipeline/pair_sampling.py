@@ -169,8 +169,8 @@ class SequenceScorer(Protocol):
 class ImplicitRewardScorer:
     """r_θ = β·(log π − log π_ref); π's part is known from sampling, at temperature 1 and top-p 1.
 
-    Scores are rounded to 1e-4, the rounding of sums of log-probabilities aside: at the reference all
-    candidates tie, and which two become the pair must not hang on how a batch was put together.
+    Scores are rounded to 0.01: at the reference all candidates tie but for the rounding of two implementations
+    (about 1e-4 a response), and which two become the pair must not hang on how a batch was put together.
     """
 
     def __init__(self, reference: SequenceScorer, *, beta: float) -> None:
@@ -180,7 +180,7 @@ class ImplicitRewardScorer:
     async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
         """One forward of the reference a response."""
         references = await self._reference.score_responses([(prompt.token_ids, y.token_ids) for y in responses])
-        values = [round(self._beta * (sum(y.logprobs) - r), 4) for y, r in zip(responses, references, strict=True)]
+        values = [round(self._beta * (sum(y.logprobs) - r), 2) for y, r in zip(responses, references, strict=True)]
         return CandidateScores(values=values, scoring_forwards=len(responses))
 
 

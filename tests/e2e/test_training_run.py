@@ -70,6 +70,9 @@ SYNCHRONOUS = (
     "pipeline.max_staleness_steps=0",
     "checkpoint.every_steps=2",
     "oracle.target=pilaf_ray.oracle.sentiment:score",
+    # Adam's first steps go by the sign of the gradient, also where that is rounding: with larger steps the two
+    # implementations' probabilities drift apart by 1e-3, and now and then a draw falls between them.
+    "learner.learning_rate=1e-4",
 )
 
 
@@ -108,7 +111,7 @@ async def test_synchronous_run_gives_the_reference_loops_losses(model: Path, uni
     lines = metrics(uninterrupted, "whole")
     assert {line["age/max"] for line in lines} == {0}
     config = load_config(TINY, settings(model, uninterrupted, "whole", *SYNCHRONOUS))
-    assert [line["loss"] for line in lines] == pytest.approx(await reference_losses(config), abs=2e-3)
+    assert [line["loss"] for line in lines] == pytest.approx(await reference_losses(config), abs=1e-3)
 
 
 def kill_after(overrides: list[str], file: Path, lines: int) -> None:
