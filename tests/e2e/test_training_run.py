@@ -159,8 +159,9 @@ def test_killed_in_the_middle_of_a_step_and_resumed_it_equals_the_uninterrupted_
     overrides = settings(model, tmp_path, "killed", *SYNCHRONOUS)
     kill_in_step(start(overrides), tmp_path / "killed", 4, 4)
     run(overrides, "--resume")
-    expected = [without_times(line) for line in metrics(uninterrupted, "whole")]
-    assert [without_times(line) for line in metrics(tmp_path, "killed")] == expected
+    # Pairs are scored by the reference as they come in, so batches, and with them the last digits, differ by chance.
+    for found, expected in zip(metrics(tmp_path, "killed"), metrics(uninterrupted, "whole"), strict=True):
+        assert without_times(found) == pytest.approx(without_times(expected), rel=1e-3, abs=1e-3)
     summaries = [
         json.loads((runs / name / "report" / "summary.json").read_text())
         for runs, name in ((uninterrupted, "whole"), (tmp_path, "killed"))
@@ -169,7 +170,7 @@ def test_killed_in_the_middle_of_a_step_and_resumed_it_equals_the_uninterrupted_
         assert (summary["pairs"], summary["labels"], summary["steps"]) == (32, 32, 8)
         assert set(summary["ended"].values()) == {0}
     same = ("reward_before", "reward_after", "kl")
-    assert [summaries[0][key] for key in same] == [summaries[1][key] for key in same]
+    assert [summaries[0][key] for key in same] == pytest.approx([summaries[1][key] for key in same], abs=1e-3)
     with closing(sqlite3.connect(tmp_path / "killed" / "preferences.db")) as connection:
         verdicts = connection.execute("SELECT sampling, count(*) FROM labels GROUP BY 1 ORDER BY 1").fetchall()
     # Checkpoint 2 was the last: of step 3 the responses stay, those of step 4 came from weights that are gone.
