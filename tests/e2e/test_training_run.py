@@ -88,7 +88,7 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def without_times(line: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if not key.startswith(("time/", "busy/"))}
+    return {key: value for key, value in line.items() if not key.startswith(("time/", "busy/", "total/seconds"))}
 
 
 def kill_in_step(process: subprocess.Popen[bytes], folder: Path, step: int, batch: int) -> None:
