@@ -41,10 +41,12 @@ def test_a_stopped_ppo_run_goes_on_as_if_it_had_not_been_stopped(model: Path, tm
             "reward_model/version",
             "reward_model/steps",
         ):
-            assert ours[key] == expected[key], f"step {ours['step']}: {key}"
-        assert ours["reward_model/loss"] == pytest.approx(expected["reward_model/loss"], abs=0.05)
+            assert ours.get(key) == expected.get(key), f"step {ours['step']}: {key}"
+        # r̂ takes no step before it has a batch.
+        assert ("reward_model/loss" in ours) == (ours["step"] > 1)
+        assert ours.get("reward_model/loss", 0) == pytest.approx(expected.get("reward_model/loss", 0), abs=0.05)
     assert {line["rollouts/age_max"] for line in whole} == {0}
-    assert [line["rollouts/reward_version"] for line in whole] == [0, *(w["reward_model/version"] for w in whole[:-1])]
+    assert [line["rollouts/reward_version"] for line in whole] == [0, 0, 2, 4]
     uses = trained_on(tmp_path / "cut")
     assert uses == trained_on(tmp_path / "whole") and max(uses.values()) <= 2
     assert not any(is_held_out(name, HELD_OUT) for name in uses)
