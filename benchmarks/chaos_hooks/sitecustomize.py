@@ -20,7 +20,7 @@ WORK = (
     ("pilaf_ray.oracle.function", "FunctionOracle", "label"),
     ("pilaf_ray.engines.learner", "PolicyLearner", "train_step"),
     ("pilaf_ray.store.ledger", "PreferenceLedger", "add_responses"),
-    ("pilaf_ray.pipeline.controller", "Controller", "_next_batch"),
+    ("pilaf_ray.pipeline.controller", "Controller", "_wait_for_batch"),
 )
 
 
