@@ -8,9 +8,9 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.prompts import PromptCursor, PromptSet
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.evaluation.reward_quality import RewardQuality
-from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort
+from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort, RewardScorer, TokenScorer
 from pilaf_ray.pipeline.reward_trainer import RewardStorePort, RewardTrainer
-from pilaf_ray.pipeline.rollout_stream import RolloutStream, TokenScorer
+from pilaf_ray.pipeline.rollout_stream import RolloutStream
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.types import RolloutPlan
@@ -149,7 +149,7 @@ def rollout_stream(
     *,
     generator: GeneratorPort,
     reference: TokenScorer,
-    reward: RewardPort,
+    reward: RewardScorer,
     start_step: int,
 ) -> RolloutStream:
     """What samples and scores the policy's rollouts from step ``start_step + 1`` on."""

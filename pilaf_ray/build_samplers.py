@@ -13,20 +13,14 @@ from pilaf_ray.config.samplers import (
 )
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
-from pilaf_ray.pipeline.pair_sampling import (
-    CandidatePairs,
+from pilaf_ray.pipeline.candidate_scoring import (
     CandidateScorer,
     ImplicitRewardScorer,
     OracleScorer,
-    PairSource,
     RewardModelScorer,
-    RewardScorer,
-    SequenceScorer,
-    SidePairs,
-    TextScorer,
-    ZWeightedPairs,
 )
-from pilaf_ray.pipeline.ports import GeneratorPort
+from pilaf_ray.pipeline.pair_sampling import CandidatePairs, PairSource, SidePairs, ZWeightedPairs
+from pilaf_ray.pipeline.ports import GeneratorPort, RewardScorer, SequenceScorer, TextScorer
 from pilaf_ray.sampling.candidates import choose_best_against_worst, resample_by_reward
 from pilaf_ray.sampling.plans import (
     BestOfNSampler,

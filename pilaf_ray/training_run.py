@@ -20,7 +20,6 @@ from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.errors import GuardError, LedgerError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
@@ -43,16 +42,16 @@ from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
-from pilaf_ray.pipeline.controller import STOPPED, Controller, Ports, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.controller import STOPPED, Controller, StepReport, UnfinishedWork
 from pilaf_ray.pipeline.guards import Alarm, NumericGuards
-from pilaf_ray.pipeline.ports import LearnerPort
+from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.store.records import ENDED
-from pilaf_ray.types import PairState
+from pilaf_ray.types import PairState, TokenPair
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,9 @@ A pair has two sides, ``a`` and ``b``, fixed when it is planned. Which side is
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+TokenPair = tuple[tuple[int, ...], tuple[int, ...]]
+"""(prompt tokens, response tokens) of one sequence."""
+
 
 class PairState(StrEnum):
     """Where a pair is in its life; see ``store/ledger.py`` for the arrows."""

@@ -29,9 +29,9 @@ from pilaf_ray.types import (
     ResponsePair,
     RoleUsage,
     SampledResponse,
+    TokenPair,
 )
 
-TokenPair = tuple[tuple[int, ...], tuple[int, ...]]
 Spawn = Callable[[int], Awaitable[Any]]
 """``await spawn(n)`` starts replica number n and returns its handle once it is ready."""
 PullWeights = Callable[[Any, int, Any], Awaitable[None]]
@@ -156,9 +156,9 @@ class ReferencePool(_Replicas):
         result: list[ReferenceLogprobs] = await self.ask("score", list(pairs), pairs=_ids(pairs))
         return result
 
-    async def score_responses(self, items: Sequence[TokenPair]) -> list[float]:
-        """log π_ref of single (prompt, response) token pairs."""
-        result: list[float] = await self.ask("score_responses", list(items))
+    async def score_responses(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[float]:
+        """log π_ref of single (prompt, response) token pairs, which ``pairs`` are about."""
+        result: list[float] = await self.ask("score_responses", list(items), pairs=pairs)
         return result
 
     async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
@@ -179,9 +179,9 @@ class OraclePool(_Replicas):
         result: list[PreferenceLabel] = await self._patiently("label", list(pairs), pairs=_ids(pairs))
         return result
 
-    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """The oracle's own reward of single responses, for evaluation."""
-        result: list[float] = await self._patiently("score_texts", prompts, responses)
+    async def score_texts(self, prompts: list[str], responses: list[str], *, pairs: Sequence[str] = ()) -> list[float]:
+        """The oracle's own reward of single responses: candidates of ``pairs``, or an evaluation's."""
+        result: list[float] = await self._patiently("score_texts", prompts, responses, pairs=pairs)
         return result
 
     async def _patiently(self, method: str, *arguments: Any, pairs: Sequence[str] = ()) -> Any:
@@ -228,10 +228,6 @@ class StoreHandle(_Replicas):
 
     async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         await self.ask("mark_trained", step, list(pair_ids))
-
-    async def roll_back(self, step: int) -> int:
-        count: int = await self.ask("roll_back", step)
-        return count
 
     async def reset_after(self, version: int) -> int:
         """Undo everything that needs weights newer than ``version``."""

@@ -20,9 +20,9 @@ from pilaf_ray.types import (
     ScoredGroup,
     ScoringItem,
     StepResult,
+    TokenPair,
 )
 
-TokenPair = tuple[tuple[int, ...], tuple[int, ...]]
 StartGroup = Callable[[], Awaitable[Sequence[Any]]]
 
 OTHER_RANKS_SECONDS = 5.0

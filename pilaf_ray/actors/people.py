@@ -98,9 +98,9 @@ class PeoplePool:
         with self.meter.call():
             return await self._labels.label(pairs)
 
-    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """Rewards of single responses, for evaluation."""
-        return await self._scorer.score_texts(prompts, responses)
+    async def score_texts(self, prompts: list[str], responses: list[str], *, pairs: Sequence[str] = ()) -> list[float]:
+        """Rewards of single responses, by what scores."""
+        return await self._scorer.score_texts(prompts, responses, pairs=pairs)
 
     async def close(self) -> None:
         """Stop watching what scores."""

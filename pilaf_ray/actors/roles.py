@@ -29,6 +29,7 @@ from pilaf_ray.types import (
     ScoredGroup,
     ScoringItem,
     StepResult,
+    TokenPair,
 )
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ class _Reference:
     def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
         return self._reference.score(pairs)
 
-    def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+    def score_responses(self, items: Sequence[TokenPair]) -> list[float]:
         return self._reference.score_responses(items)
 
-    def score_tokens(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+    def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
         return self._reference.score_tokens(items)
 
     def usage(self) -> RoleUsage:
@@ -206,7 +207,7 @@ class _Learner(_Rank):
         """A ticket for the shared folder; beside the next step, for the copy is not the learner's weights."""
         return None if self._publisher is None else self._publisher.publish_again(version)
 
-    def policy_logprobs(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+    def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         logprobs: list[list[float]] = self._learner.policy_logprobs(items)
         return logprobs
 
@@ -250,9 +251,6 @@ class _Store:
 
     def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         self._ledger.mark_trained(step, pair_ids)
-
-    def roll_back(self, step: int) -> int:
-        return self._ledger.roll_back(step)
 
     def reset_after(self, version: int) -> int:
         return self._ledger.reset_after(version)

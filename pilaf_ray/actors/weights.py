@@ -9,10 +9,10 @@ from typing import Any
 
 from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.launch import Roles
-from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.errors import RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.supervision import Report, no_report
 from pilaf_ray.pipeline.weight_sync import WeightSync
+from pilaf_ray.types import TokenPair
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

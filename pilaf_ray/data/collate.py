@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-Tokens = tuple[int, ...]
-TokenPair = tuple[Tokens, Tokens]
-"""(prompt tokens, response tokens) of one sequence."""
-ResponseGroup = tuple[Tokens, tuple[Tokens, ...]]
+from pilaf_ray.types import TokenPair
+
+ResponseGroup = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """A prompt's tokens and those of each response to it."""
 
 

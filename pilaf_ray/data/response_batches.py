@@ -6,12 +6,12 @@ from itertools import groupby
 from pilaf_ray.data.collate import (
     ResponseGroup,
     SequenceBatch,
-    TokenPair,
     collate,
     collate_shared,
     micro_batches,
 )
 from pilaf_ray.data.pair_batches import LONGEST_SHARED_ROW
+from pilaf_ray.types import TokenPair
 
 
 class ResponseBatches:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.data.prompts import render
 from pilaf_ray.errors import ModelError
+from pilaf_ray.types import TokenPair
 
 
 class Retokenizer:

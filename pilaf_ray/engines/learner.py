@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.learner_setup import join_group
 from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs, sum_by_sequence
@@ -18,7 +17,7 @@ from pilaf_ray.engines.training_engine import TrainingEngine
 from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import LabeledPair, RoleUsage, StepResult
+from pilaf_ray.types import LabeledPair, RoleUsage, StepResult, TokenPair
 
 
 class PolicyLearner:

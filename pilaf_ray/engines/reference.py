@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from pilaf_ray.data.collate import SequenceBatch, TokenPair, collate, micro_batches
+from pilaf_ray.data.collate import SequenceBatch, collate, micro_batches
 from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence
 from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import ReferenceLogprobs, ResponsePair, RoleUsage
+from pilaf_ray.types import ReferenceLogprobs, ResponsePair, RoleUsage, TokenPair
 
 
 class ReferenceModel:

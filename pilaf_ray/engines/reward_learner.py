@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pilaf_ray.data.collate import TokenPair, micro_batches
+from pilaf_ray.data.collate import micro_batches
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.data.retokenize import Retokenizer
 from pilaf_ray.engines.learner_setup import join_group
@@ -20,7 +20,7 @@ from pilaf_ray.engines.training_engine import TrainingEngine
 from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.losses.bradley_terry import bradley_terry_loss
 from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult, RoleUsage, ScoringItem
+from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult, RoleUsage, ScoringItem, TokenPair
 
 
 class RewardLearner:

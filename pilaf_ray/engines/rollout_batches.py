@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pilaf_ray.data.collate import SequenceBatch, TokenPair
+from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.data.response_batches import ResponseBatches
-from pilaf_ray.types import ScoredGroup
+from pilaf_ray.types import ScoredGroup, TokenPair
 
 
 @dataclass(frozen=True, kw_only=True)

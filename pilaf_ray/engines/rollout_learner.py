@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.engines.learner_setup import join_group
 from pilaf_ray.engines.rollout_batches import Places, TokenRows
@@ -35,7 +34,7 @@ from pilaf_ray.losses.rollout_targets import (
     token_weights,
 )
 from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import RoleUsage, ScoredGroup, StepResult
+from pilaf_ray.types import RoleUsage, ScoredGroup, StepResult, TokenPair
 
 
 class RolloutLearner:

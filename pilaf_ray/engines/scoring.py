@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pilaf_ray.data.collate import SequenceBatch, TokenPair, collate
+from pilaf_ray.data.collate import SequenceBatch, collate
 from pilaf_ray.errors import ModelError
 from pilaf_ray.losses.logprobs import token_logprobs
+from pilaf_ray.types import TokenPair
 
 
 class ScoringModel(nn.Module):

@@ -5,30 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from pilaf_ray.evaluation.report import EvaluationResult
-from pilaf_ray.pipeline.ports import GeneratorPort
+from pilaf_ray.pipeline.ports import GeneratorPort, TextScorer, TokenScorer
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.types import GenerationRequest, Prompt, SampledResponse
 
 logger = logging.getLogger(__name__)
-
-
-class TokenScorer(Protocol):
-    """log π_ref of the tokens of single responses."""
-
-    async def score_tokens(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
-        """One list of log-probabilities for each (prompt, response) token pair, in order."""
-        ...
-
-
-class TextScorer(Protocol):
-    """The gold reward of single responses."""
-
-    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """One reward a response, on the Bradley–Terry log-odds scale."""
-        ...
 
 
 class Evaluator:

@@ -23,14 +23,7 @@ from pilaf_ray.errors import OracleError, PilafError, PoisonPairError, PromptErr
 from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
-from pilaf_ray.pipeline.ports import (
-    GeneratorPort,
-    LearnerPort,
-    OraclePort,
-    ReferencePort,
-    StorePort,
-    WeightSyncPort,
-)
+from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.schedule import Schedule, TrainingBatch
 from pilaf_ray.types import LabeledPair, PairPlan, PreferenceLabel, ResponsePair, StepResult
 
@@ -69,18 +62,6 @@ class UnfinishedWork:
     planned: Sequence[PairPlan] = ()
     sampled: Sequence[ResponsePair] = ()
     labeled: Sequence[LabeledPair] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ports:
-    """The roles that the controller talks to."""
-
-    generator: GeneratorPort
-    reference: ReferencePort
-    oracle: OraclePort
-    learner: LearnerPort
-    store: StorePort
-    weight_sync: WeightSyncPort
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

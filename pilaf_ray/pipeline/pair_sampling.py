@@ -6,9 +6,9 @@ the same weights comes out the same, also where the choice depends on what was d
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from pilaf_ray.pipeline.candidate_scoring import CandidateScorer
 from pilaf_ray.pipeline.ports import GeneratorPort
 from pilaf_ray.sampling.candidates import CandidatePair, ResampledPair
 from pilaf_ray.sampling.costs import sides_cost
@@ -24,11 +24,8 @@ from pilaf_ray.types import (
     PairCost,
     PairDraw,
     PairPlan,
-    Prompt,
     ResponsePair,
-    RewardScores,
     SampledResponse,
-    ScoringItem,
 )
 
 Choose = Callable[[str, Sequence[float]], CandidatePair]
@@ -139,92 +136,6 @@ class ZWeightedPairs:
         return ResponsePair(plan=plan, a=a, b=b, draw=draw)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CandidateScores:
-    """Scores of candidates, in order, and what they cost."""
-
-    values: Sequence[float]
-    scoring_forwards: int = 0
-    labelled_responses: int = 2
-    """Responses that the oracle reads for the pair: its two sides, or every candidate."""
-    version: int | None = None
-
-
-class CandidateScorer(Protocol):
-    """Says how good responses to one prompt are."""
-
-    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
-        """One number a response; higher is better."""
-        ...
-
-
-class SequenceScorer(Protocol):
-    """log π_ref of single responses."""
-
-    async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
-        """The log-probability of each (prompt, response) token pair, summed over the response."""
-        ...
-
-
-class ImplicitRewardScorer:
-    """r_θ = β·(log π − log π_ref); π's part is known from sampling, at temperature 1 and top-p 1.
-
-    Scores are rounded to 0.01: at the reference all candidates tie but for the rounding of two implementations
-    (about 1e-4 a response), and which two become the pair must not hang on how a batch was put together.
-    """
-
-    def __init__(self, reference: SequenceScorer, *, beta: float) -> None:
-        self._reference = reference
-        self._beta = beta
-
-    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
-        """One forward of the reference a response."""
-        references = await self._reference.score_responses([(prompt.token_ids, y.token_ids) for y in responses])
-        values = [round(self._beta * (sum(y.logprobs) - r), 2) for y, r in zip(responses, references, strict=True)]
-        return CandidateScores(values=values, scoring_forwards=len(responses))
-
-
-class RewardScorer(Protocol):
-    """r̂ of single responses."""
-
-    async def score(self, items: Sequence[ScoringItem]) -> RewardScores:
-        """r̂ of each response, in order, under one version."""
-        ...
-
-
-class RewardModelScorer:
-    """r̂ of the reward learner."""
-
-    def __init__(self, reward: RewardScorer) -> None:
-        self._reward = reward
-
-    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
-        """One forward of r̂ a response."""
-        items = [ScoringItem(prompt=prompt, token_ids=y.token_ids, text=y.text) for y in responses]
-        scores = await self._reward.score(items)
-        return CandidateScores(values=scores.values, scoring_forwards=len(responses), version=scores.version)
-
-
-class TextScorer(Protocol):
-    """r* of single responses."""
-
-    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """One reward a response, on the Bradley–Terry log-odds scale."""
-        ...
-
-
-class OracleScorer:
-    """r* itself: the oracle reads, and so labels, every candidate."""
-
-    def __init__(self, oracle: TextScorer) -> None:
-        self._oracle = oracle
-
-    async def score(self, prompt: Prompt, responses: Sequence[SampledResponse]) -> CandidateScores:
-        """One reading by the oracle a response."""
-        values = await self._oracle.score_texts([prompt.text] * len(responses), [y.text for y in responses])
-        return CandidateScores(values=values, labelled_responses=len(responses))
-
-
 class CandidatePairs:
     """``best_of_n`` and ``pilaf_reward``: two of the plan's candidates, chosen by their scores."""
 
@@ -236,7 +147,7 @@ class CandidatePairs:
     async def draw(self, plan: PairPlan) -> ResponsePair:
         """Sample the pool, score it and keep two."""
         pool = await self._drawer.candidates(plan)
-        scores = await self._scorer.score(plan.prompt, pool)
+        scores = await self._scorer.score(plan, pool)
         chosen = self._choose(plan.pair_id, scores.values)
         cost = PairCost(
             sequence_forwards=len(pool),

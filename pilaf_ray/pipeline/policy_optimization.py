@@ -11,13 +11,12 @@ trained when r̂ has taken it in.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from pilaf_ray.evaluation.rollout_metrics import rollout_metrics
 from pilaf_ray.pipeline.reward_trainer import RewardTrainer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
-from pilaf_ray.types import LabeledPair, RoleUsage, ScoredGroup, StepResult
+from pilaf_ray.types import LabeledPair, ScoredGroup, StepResult
 
 
 class RolloutLearnerPort(Protocol):
@@ -25,18 +24,6 @@ class RolloutLearnerPort(Protocol):
 
     async def train_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
         """Take step ``step`` (from 1) on ``groups``; raises NonFiniteLossError."""
-        ...
-
-    async def save(self, folder: Path) -> None:
-        """Write policy, value model, optimizers and RNG states into an existing empty folder."""
-        ...
-
-    async def load(self, folder: Path) -> None:
-        """Restore exactly what :meth:`save` wrote."""
-        ...
-
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each rank."""
         ...
 
 
@@ -63,15 +50,3 @@ class PolicyOptimizer:
         groups = await self._rollouts.next_batch()
         result = await self._learner.train_rollouts(step, groups)
         return replace(result, metrics={**result.metrics, **rollout_metrics(step, groups, pairs=pairs)})
-
-    async def save(self, folder: Path) -> None:
-        """The policy's part; :class:`RewardTrainer` saves its own."""
-        await self._learner.save(folder)
-
-    async def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote."""
-        await self._learner.load(folder)
-
-    async def usage(self) -> list[RoleUsage]:
-        """Of the policy's learner."""
-        return await self._learner.usage()

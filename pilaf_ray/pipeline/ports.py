@@ -1,16 +1,17 @@
-"""What the controller may ask of each role.
+"""What the pipeline may ask of each role.
 
-The controller knows these protocols only. ``pilaf_ray/actors/handles.py`` turns
+The controller and its helpers know these protocols only. ``pilaf_ray/actors/handles.py`` turns
 Ray actor handles into them; tests implement them by hand. Every call is
 awaitable and may fail with a :class:`~pilaf_ray.errors.PilafError`. The adapters replace what
-is lost and repeat its work; a PoisonPairError names work that no replica survives.
+is lost and repeat its work; a PoisonPairError names work that no replica survives. So that it can, a
+call that is about pairs says which.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
@@ -20,10 +21,10 @@ from pilaf_ray.types import (
     ResponsePair,
     RewardScores,
     RewardStepResult,
-    RoleUsage,
     SampledResponse,
     ScoringItem,
     StepResult,
+    TokenPair,
 )
 
 
@@ -34,10 +35,6 @@ class GeneratorPort(Protocol):
         """Sample one response; returns as soon as *this* response is finished."""
         ...
 
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each replica."""
-        ...
-
 
 class ReferencePort(Protocol):
     """Log-probabilities under the fixed reference model."""
@@ -46,8 +43,25 @@ class ReferencePort(Protocol):
         """Sequence log-probabilities of both sides of each pair, in order."""
         ...
 
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each replica."""
+
+class SequenceScorer(Protocol):
+    """log π_ref of single responses."""
+
+    async def score_responses(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[float]:
+        """The log-probability of each (prompt, response) token pair, summed over the response.
+
+        Args:
+            items: what is scored.
+            pairs: ids of the pairs that the responses may become part of.
+        """
+        ...
+
+
+class TokenScorer(Protocol):
+    """log π_ref of the tokens of single responses."""
+
+    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
+        """One list of log-probabilities for each (prompt, response) token pair, in order."""
         ...
 
 
@@ -58,8 +72,12 @@ class OraclePort(Protocol):
         """One label a pair, in order."""
         ...
 
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each replica."""
+
+class TextScorer(Protocol):
+    """The gold reward r* of single responses."""
+
+    async def score_texts(self, prompts: list[str], responses: list[str], *, pairs: Sequence[str] = ()) -> list[float]:
+        """One reward a response, on the Bradley–Terry log-odds scale; ``pairs`` as in :class:`SequenceScorer`."""
         ...
 
 
@@ -70,25 +88,17 @@ class LearnerPort(Protocol):
         """Take optimiser step ``step`` (from 1) on ``batch``; raises NonFiniteLossError."""
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write model, optimizer, scheduler and RNG states into an existing empty folder."""
-        ...
 
-    async def load(self, folder: Path) -> None:
-        """Restore exactly what :meth:`save` wrote."""
-        ...
-
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each rank."""
-        ...
-
-
-class RewardPort(Protocol):
-    """The reward model r̂: it trains beside the policy, and scores for whoever asks."""
+class RewardScorer(Protocol):
+    """r̂ of single responses."""
 
     async def score(self, items: Sequence[ScoringItem]) -> RewardScores:
         """r̂ of each response, in order, all under the one version that the answer names."""
         ...
+
+
+class RewardPort(RewardScorer, Protocol):
+    """The reward model r̂: it trains beside the policy, and scores for whoever asks."""
 
     async def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
         """One step of Bradley–Terry maximum likelihood; raises NonFiniteLossError."""
@@ -100,10 +110,6 @@ class RewardPort(Protocol):
 
     async def load(self, folder: Path) -> None:
         """Restore exactly what :meth:`save` wrote."""
-        ...
-
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each rank."""
         ...
 
 
@@ -120,7 +126,7 @@ class WeightSyncPort(Protocol):
 
 
 class StorePort(Protocol):
-    """The durable ledger; every method is one transaction, and repeats are harmless."""
+    """The durable ledger as the loops write it; every method is one transaction, and repeats are harmless."""
 
     async def add_plans(self, plans: Sequence[PairPlan]) -> None:
         """Record new pairs as PLANNED."""
@@ -142,14 +148,14 @@ class StorePort(Protocol):
         """LABELED → TRAINED(step)."""
         ...
 
-    async def roll_back(self, step: int) -> int:
-        """TRAINED after ``step`` → LABELED; returns how many pairs that were."""
-        ...
 
-    async def counts(self) -> LedgerCounts:
-        """How many pairs are where."""
-        ...
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ports:
+    """The roles that the controller talks to."""
 
-    async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
-        """PLANNED, SAMPLED and LABELED pairs in order of plan index, for a resumed run."""
-        ...
+    generator: GeneratorPort
+    reference: ReferencePort
+    oracle: OraclePort
+    learner: LearnerPort
+    store: StorePort
+    weight_sync: WeightSyncPort

@@ -8,18 +8,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from pilaf_ray.pipeline.ports import ReferencePort
-from pilaf_ray.types import ReferenceLogprobs, ResponsePair, RoleUsage, SampledResponse
-
-TokenPair = tuple[tuple[int, ...], tuple[int, ...]]
+from pilaf_ray.pipeline.ports import ReferencePort, SequenceScorer
+from pilaf_ray.types import ReferenceLogprobs, ResponsePair, SampledResponse
 
 
-class ScoringReference(ReferencePort, Protocol):
+class ScoringReference(ReferencePort, SequenceScorer, Protocol):
     """A reference model that also scores single responses."""
-
-    async def score_responses(self, items: Sequence[TokenPair]) -> list[float]:
-        """log π_ref of (prompt, response) token pairs, in order."""
-        ...
 
 
 class ReusingReference:
@@ -35,14 +29,8 @@ class ReusingReference:
     async def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
         """Sequence log-probabilities of both sides of each pair, in order."""
         unknown = [pair for pair in pairs if _known(pair.a) is None and _known(pair.b) is None]
-        sides = [
-            (pair.plan.prompt.token_ids, side.token_ids)
-            for pair in pairs
-            if (_known(pair.a) is None) != (_known(pair.b) is None)
-            for side in (pair.a, pair.b)
-            if _known(side) is None
-        ]
-        scored, lone = await asyncio.gather(self._pairs(unknown), self._sides(sides))
+        half_known = [pair for pair in pairs if (_known(pair.a) is None) != (_known(pair.b) is None)]
+        scored, lone = await asyncio.gather(self._both_sides(unknown), self._missing_sides(half_known))
         whole, single = iter(scored), iter(lone)
         found = []
         for pair in pairs:
@@ -54,15 +42,16 @@ class ReusingReference:
             found.append(ReferenceLogprobs(pair_id=pair.plan.pair_id, a=a, b=b))
         return found
 
-    async def usage(self) -> list[RoleUsage]:
-        """Busy time and memory of each replica."""
-        return await self._reference.usage()
-
-    async def _pairs(self, pairs: list[ResponsePair]) -> list[ReferenceLogprobs]:
+    async def _both_sides(self, pairs: list[ResponsePair]) -> list[ReferenceLogprobs]:
         return await self._reference.score(pairs) if pairs else []
 
-    async def _sides(self, sides: list[TokenPair]) -> list[float]:
-        return await self._reference.score_responses(sides) if sides else []
+    async def _missing_sides(self, pairs: list[ResponsePair]) -> list[float]:
+        """Of the one side of each pair that is not known, in order."""
+        if not pairs:
+            return []
+        sides = [(pair, pair.b if _known(pair.a) is not None else pair.a) for pair in pairs]
+        items = [(pair.plan.prompt.token_ids, side.token_ids) for pair, side in sides]
+        return await self._reference.score_responses(items, pairs=[pair.plan.pair_id for pair in pairs])
 
 
 def _known(response: SampledResponse) -> float | None:

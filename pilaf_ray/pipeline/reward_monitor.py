@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.pipeline.reward_trainer import RewardTrainer
-from pilaf_ray.types import LabeledPair, RoleUsage, StepResult
+from pilaf_ray.types import LabeledPair, StepResult
 
 
 class MonitoredLearner:
@@ -23,15 +22,3 @@ class MonitoredLearner:
             policy = both.create_task(self._learner.train_step(step, batch))
             rewards = both.create_task(self._rewards.take_in(step, batch))
         return replace(policy.result(), metrics={**policy.result().metrics, **rewards.result()})
-
-    async def save(self, folder: Path) -> None:
-        """The policy's part; :class:`RewardTrainer` saves its own."""
-        await self._learner.save(folder)
-
-    async def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote."""
-        await self._learner.load(folder)
-
-    async def usage(self) -> list[RoleUsage]:
-        """Of the policy's learner."""
-        return await self._learner.usage()

@@ -12,20 +12,11 @@ them from the checkpoint's step on, under the checkpoint's weights.
 import asyncio
 import contextlib
 import heapq
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
 
 from pilaf_ray.pipeline.gate import StalenessGate
-from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort
+from pilaf_ray.pipeline.ports import GeneratorPort, RewardScorer, TokenScorer
 from pilaf_ray.types import GenerationRequest, RolloutPlan, SampledResponse, ScoredGroup, ScoringItem
-
-
-class TokenScorer(Protocol):
-    """log π_ref of the tokens of single responses."""
-
-    async def score_tokens(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
-        """One list of log-probabilities for each (prompt, response) token pair, in order."""
-        ...
 
 
 class RolloutStream:
@@ -43,7 +34,7 @@ class RolloutStream:
         *,
         generator: GeneratorPort,
         reference: TokenScorer,
-        reward: RewardPort,
+        reward: RewardScorer,
         plan: Callable[[int], RolloutPlan],
         batch_prompts: int,
         max_staleness_steps: int,

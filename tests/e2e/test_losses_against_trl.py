@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pilaf_ray.data.collate import TokenPair, collate
+from pilaf_ray.data.collate import collate
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence
 from pilaf_ray.losses.preference import LOSSES, PreferenceInputs

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from pairs import plan
 
-from pilaf_ray.data.collate import TokenPair
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2, make_tiny_reward_model
 from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.types import (
@@ -21,6 +20,7 @@ from pilaf_ray.types import (
     ResponsePair,
     SampledResponse,
     ScoringItem,
+    TokenPair,
     VersionSpan,
 )
 

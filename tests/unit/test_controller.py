@@ -4,18 +4,20 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from pairs import label, pair, plan, response
 
-from pilaf_ray.errors import OracleError, PoisonPairError, PromptError, WeightSyncError
+from pilaf_ray.errors import OracleError, PoisonPairError, PromptError, RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.budget import RunBudget, Spent
-from pilaf_ray.pipeline.controller import Controller, Ports, StepReport, UnfinishedWork
-from pilaf_ray.pipeline.pair_sampling import CandidatePairs, ImplicitRewardScorer, PairSource
+from pilaf_ray.pipeline.candidate_scoring import ImplicitRewardScorer
+from pilaf_ray.pipeline.controller import Controller, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.pair_sampling import CandidatePairs, PairSource
+from pilaf_ray.pipeline.ports import Ports
+from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
+from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.sampling.candidates import choose_best_against_worst
-from pilaf_ray.store.records import LedgerCounts
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
@@ -24,9 +26,9 @@ from pilaf_ray.types import (
     PreferenceLabel,
     ReferenceLogprobs,
     ResponsePair,
-    RoleUsage,
     SampledResponse,
     StepResult,
+    TokenPair,
 )
 
 
@@ -93,12 +95,6 @@ class World:
         self.version = version
         self.events.append(f"serve {version}")
 
-    async def save(self, folder: Path) -> None: ...
-    async def load(self, folder: Path) -> None: ...
-
-    async def usage(self) -> list[RoleUsage]:
-        return []
-
     async def add_plans(self, plans: Sequence[PairPlan]) -> None:
         self.states |= {p.pair_id: PairState.PLANNED for p in plans}
 
@@ -117,15 +113,6 @@ class World:
     async def mark_trained(self, step: int, pair_ids: Sequence[str]) -> None:
         assert all(self.states[pair_id] == PairState.LABELED for pair_id in pair_ids)
         self.states |= dict.fromkeys(pair_ids, PairState.TRAINED)
-
-    async def roll_back(self, step: int) -> int:
-        return 0
-
-    async def counts(self) -> LedgerCounts:
-        raise NotImplementedError
-
-    async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
-        return [], [], []
 
 
 def controller(
@@ -199,7 +186,7 @@ async def test_best_of_n_asks_the_oracle_for_one_comparison_a_pair() -> None:
             self.compared += len(pairs)
             return await super().label(pairs)
 
-        async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+        async def score_responses(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[float]:
             await self.wander()
             return [-float(number) for number, _ in enumerate(items)]
 
@@ -211,6 +198,43 @@ async def test_best_of_n_asks_the_oracle_for_one_comparison_a_pair() -> None:
     draws = [item.pair.draw for report in reports for item in report.batch]
     assert {(d.candidate_a, d.candidate_b) for d in draws if d} == {(7, 0)}, "the reference likes it least, r_θ most"
     assert {(d.cost.sequence_forwards, d.cost.labelled_responses) for d in draws if d} == {(8, 2)}
+
+
+async def test_candidates_that_kill_every_scorer_cost_their_pair_and_nothing_else() -> None:
+    async def newcomer(number: int) -> int:
+        return number
+
+    async def gone(_replica: int) -> None: ...
+
+    class Deadly(World):
+        def __init__(self) -> None:
+            super().__init__()
+            self.replicas = ReplicaPool(
+                "reference",
+                [0, 1],
+                replace=newcomer,
+                end=gone,
+                ping=None,
+                policy=SupervisionPolicy(first_pause=0.0, failures_in_a_row=9),
+            )
+
+        async def score_responses(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[float]:
+            async def work(_replica: int, _number: int) -> list[float]:
+                await self.wander()
+                if "pair-5" in pairs:
+                    raise RoleLostError("the reference has died")
+                return [-float(number) for number, _ in enumerate(items)]
+
+            return await self.replicas.run(work, pairs=pairs)
+
+    world, reports = Deadly(), []
+    source = CandidatePairs(world, scorer=ImplicitRewardScorer(world, beta=0.1), choose=choose_best_against_worst)
+    planned = {index: replace(plan(index), candidate_seeds=(0, 1)) for index in range(13)}
+    async with asyncio.timeout(10):
+        await controller(world, reports, staleness=1, steps=3, pairs=source, plans=planned.__getitem__).run()
+    await world.replicas.close()
+    assert world.trained == [[0, 1, 2, 3], [4, 6, 7, 8], [9, 10, 11, 12]]
+    assert list(world.reasons) == ["pair-5"] and "reference replicas were lost over it" in world.reasons["pair-5"]
 
 
 async def test_the_learner_steps_while_a_version_is_on_its_way_but_never_two_are() -> None:

@@ -14,15 +14,8 @@ from functools import cache, partial
 import numpy as np
 import pytest
 
-from pilaf_ray.pipeline.pair_sampling import (
-    CandidatePairs,
-    ImplicitRewardScorer,
-    OracleScorer,
-    PairSource,
-    RewardModelScorer,
-    SidePairs,
-    ZWeightedPairs,
-)
+from pilaf_ray.pipeline.candidate_scoring import ImplicitRewardScorer, OracleScorer, RewardModelScorer
+from pilaf_ray.pipeline.pair_sampling import CandidatePairs, PairSource, SidePairs, ZWeightedPairs
 from pilaf_ray.sampling.candidates import choose_best_against_worst, resample_by_reward
 from pilaf_ray.sampling.draw import token_uniform
 from pilaf_ray.sampling.normalizers import log_z_sample, t_pilaf_branch_probability, t_pilaf_loss_weight
@@ -43,9 +36,9 @@ from pilaf_ray.types import (
     Prompt,
     ResponsePair,
     RewardScores,
-    RoleUsage,
     SampledResponse,
     ScoringItem,
+    TokenPair,
     VersionSpan,
 )
 
@@ -97,6 +90,8 @@ class World:
     """A generator, a reference, an oracle and a reward model; counts what they are asked."""
 
     calls: Counter[str] = field(default_factory=Counter)
+    scored_for: list[str] = field(default_factory=list)
+    """Ids of the pairs whose candidates were scored."""
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         self.calls["generate"] += 1
@@ -106,15 +101,14 @@ class World:
             tokens += (int(np.searchsorted(cumulated, token_uniform(request.seed, position), side="right")),)
         return respond(tokens, request.coefficient)
 
-    async def usage(self) -> list[RoleUsage]:
-        return []
-
-    async def score_responses(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+    async def score_responses(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[float]:
         self.calls["reference"] += len(items)
+        self.scored_for += pairs
         return [sum(respond(response, -1.0).logprobs) for _, response in items]
 
-    async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
+    async def score_texts(self, prompts: list[str], responses: list[str], *, pairs: Sequence[str] = ()) -> list[float]:
         self.calls["oracle"] += len(responses)
+        self.scored_for += pairs
         return [float(text) for text in responses]
 
     async def score(self, items: Sequence[ScoringItem]) -> RewardScores:
@@ -243,6 +237,7 @@ async def test_best_of_n_by_implicit_reward() -> None:
     pairs = await drawn(BestOfNSampler(n=3, scorer="implicit_reward"), source, 8_000)
     assert_chi_square(pairs, {"best_of_n": best_of_n_pairs(TABULAR, n=3)})
     assert world.calls == {"generate": 24_000, "reference": 24_000}, "the oracle was not asked while sampling"
+    assert world.scored_for == [pair.plan.pair_id for pair in pairs], "a pair that kills its scorer can be found"
 
 
 async def test_best_of_n_by_the_oracle_reads_every_candidate() -> None:
@@ -252,6 +247,7 @@ async def test_best_of_n_by_the_oracle_reads_every_candidate() -> None:
     scores = np.arange(len(RESPONSES), dtype=float)
     assert_chi_square(pairs, {"best_of_n": best_of_n_pairs(TABULAR, n=4, scores=scores)})
     assert world.calls["oracle"] == 16_000
+    assert world.scored_for == [pair.plan.pair_id for pair in pairs]
 
 
 @pytest.mark.parametrize("distinct", [False, True])

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from pairs import pair
 
-from pilaf_ray.pipeline.reference_reuse import ReusingReference, TokenPair
-from pilaf_ray.types import ReferenceLogprobs, ResponsePair, RoleUsage
+from pilaf_ray.pipeline.reference_reuse import ReusingReference
+from pilaf_ray.types import ReferenceLogprobs, ResponsePair, TokenPair
 
 
 class Recorder:
@@ -15,17 +15,16 @@ class Recorder:
     def __init__(self) -> None:
         self.pairs: list[str] = []
         self.sides: list[TokenPair] = []
+        self.pairs_of_sides: list[str] = []
 
     async def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
         self.pairs += [item.plan.pair_id for item in pairs]
         return [ReferenceLogprobs(pair_id=item.plan.pair_id, a=-1.0, b=-2.0) for item in pairs]
 
-    async def score_responses(self, items: Sequence[TokenPair]) -> list[float]:
+    async def score_responses(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[float]:
         self.sides += items
+        self.pairs_of_sides += pairs
         return [-3.0] * len(items)
-
-    async def usage(self) -> list[RoleUsage]:
-        return []
 
 
 def seen(item: ResponsePair, *, a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> ResponsePair:
@@ -49,6 +48,7 @@ async def test_only_what_the_sampler_did_not_see_is_scored_and_the_order_is_kept
     ]
     assert reference.pairs == ["pair-1", "pair-3"]
     assert reference.sides == [((1, 2), pairs[2].a.token_ids)]
+    assert reference.pairs_of_sides == ["pair-2"], "so that a pair that kills the reference is found"
 
 
 async def test_mixed_pairs_alone_leave_the_reference_in_peace() -> None:

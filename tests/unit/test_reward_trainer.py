@@ -16,7 +16,7 @@ from pilaf_ray.pipeline.replay import ReplayWindow
 from pilaf_ray.pipeline.reward_trainer import RewardTrainer
 from pilaf_ray.sampling.identity import is_held_out
 from pilaf_ray.store.ledger import PreferenceLedger
-from pilaf_ray.types import LabeledPair, RewardScores, RewardStepResult, RoleUsage, ScoringItem
+from pilaf_ray.types import LabeledPair, RewardScores, RewardStepResult, ScoringItem
 
 
 def labeled(index: int, probability: float = 1.0) -> LabeledPair:
@@ -66,9 +66,6 @@ class Rewards:
 
     async def load(self, folder: Path) -> None:
         self.version = int((folder / "version").read_text())
-
-    async def usage(self) -> list[RoleUsage]:
-        return []
 
 
 class Store:

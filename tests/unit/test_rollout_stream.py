@@ -21,12 +21,11 @@ from pilaf_ray.types import (
     LabeledPair,
     Prompt,
     RewardScores,
-    RewardStepResult,
-    RoleUsage,
     SampledResponse,
     ScoredGroup,
     ScoringItem,
     StepResult,
+    TokenPair,
 )
 
 PROMPTS = PromptSet(
@@ -53,7 +52,7 @@ class Roles(World):
         await self.wander()
         return response("text", version=version)
 
-    async def score_tokens(self, items: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
         await self.wander()
         return [[-1.0] * len(tokens) for _, tokens in items]
 
@@ -82,15 +81,6 @@ class Reward:
         if self._fail:
             raise OracleError("r̂ broke")
         return RewardScores(version=version, values=tuple(float(n) for n, _ in enumerate(items)))
-
-    async def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
-        raise AssertionError("only the trainer trains r̂")
-
-    async def save(self, folder: object) -> None: ...
-    async def load(self, folder: object) -> None: ...
-
-    async def usage(self) -> list[RoleUsage]:
-        return []
 
 
 def stream(roles: Roles, *, staleness: int, start: int = 0, steps: int = 30, fail: bool = False) -> RolloutStream:
