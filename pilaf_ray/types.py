@@ -262,6 +262,12 @@ class LabeledPair:
         """Identity of the underlying plan."""
         return self.pair.plan.pair_id
 
+    @property
+    def probability(self) -> float:
+        """P(a ≻ b), which every pair has that is trained on."""
+        assert self.label.probability is not None, "an abstained pair is never trained on"
+        return self.label.probability
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPlan:

@@ -1,20 +1,17 @@
 """The policy learner: DeepSpeed ZeRO 0–3 on preference losses."""
 
-import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pilaf_ray.data.pair_batches import PairBatches
-from pilaf_ray.engines.learner_setup import join_group
-from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs, sum_by_sequence
-from pilaf_ray.engines.shared_prompt import shares_prompts
-from pilaf_ray.engines.training_engine import TrainingEngine
-from pilaf_ray.errors import NonFiniteLossError
+from pilaf_ray.engines.finite_check import FiniteCheck
+from pilaf_ray.engines.learner_setup import start_rank
+from pilaf_ray.engines.scoring import sum_by_sequence
+from pilaf_ray.engines.trained_models import TrainedPolicy
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.types import LabeledPair, RoleUsage, StepResult, TokenPair
@@ -55,18 +52,21 @@ class PolicyLearner:
         seed: int = 0,
         dump_folder: Path,
     ) -> None:
-        torch.set_num_threads(cpu_threads)
-        torch.manual_seed(seed)
-        join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
-        self._rank = rank
+        start_rank(
+            rank=rank,
+            world_size=world_size,
+            master_addr=master_addr,
+            master_port=master_port,
+            cpu_threads=cpu_threads,
+            seed=seed,
+        )
         self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
         self._dump_folder = dump_folder
         self._clock = UsageClock(f"learner-{rank}")
-        network: Any = load_network(model_path, dtype=torch.float32)
-        if gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._engine = TrainingEngine(
-            ScoringModel(network, chunk_tokens=logprob_chunk_tokens),
+        self._engine = TrainedPolicy(
+            model_path,
+            logprob_chunk_tokens=logprob_chunk_tokens,
+            gradient_checkpointing=gradient_checkpointing,
             rank=rank,
             world_size=world_size,
             zero_stage=zero_stage,
@@ -79,9 +79,8 @@ class PolicyLearner:
             betas=betas,
             max_grad_norm=max_grad_norm,
         )
-        share = share_prompts and shares_prompts(network, self._engine, device=self._engine.device)
+        share = share_prompts and self._engine.shares_prompts()
         self._batches = PairBatches(share=share, max_tokens=micro_batch_tokens)
-        self._serving_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
     def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
         """One optimiser step on the mean loss of ``batch``.
@@ -91,22 +90,23 @@ class PolicyLearner:
                 of earlier micro-batches may be left behind, so the learner must be rebuilt.
         """
         with self._clock.busy():
+            check = self._check(step, batch)
             self._engine.train()
             groups = self._engine.share(self._batches.groups([item.pair for item in batch]))
-            totals: dict[str, float] = {}
+            totals: defaultdict[str, float] = defaultdict(float)
             for number, group in enumerate(groups):
                 outputs = self._forward([batch[i] for i in group] or [batch[0]])
                 # A rank without work in this round still takes part in the collectives, with weight zero.
                 weight = 1.0 if group else 0.0
-                self._require_finite(step, "loss", outputs.loss, batch)
+                check("loss", outputs.loss)
                 total = outputs.loss.sum() * weight
                 self._engine.backward(total / len(batch), last=number == len(groups) - 1)
-                _add(totals, "loss", float(total.detach()))
+                totals["loss"] += float(total.detach())
                 for name, values in outputs.metrics.items():
-                    _add(totals, name, float(values.sum()) * weight)
+                    totals[name] += float(values.sum()) * weight
             learning_rate = self._engine.learning_rate
             grad_norm = self._engine.step()
-            self._require_finite(step, "gradient", grad_norm, batch)
+            check("gradient", grad_norm)
             means = {name: value / len(batch) for name, value in self._engine.total(totals).items()}
         metrics = {name: value for name, value in means.items() if name != "loss"}
         metrics["grad_norm"] = float(grad_norm)
@@ -127,35 +127,32 @@ class PolicyLearner:
             reference_b=column([item.reference.b for item in pairs]),
             length_a=column([len(item.pair.a.token_ids) for item in pairs]),
             length_b=column([len(item.pair.b.token_ids) for item in pairs]),
-            probability=column([_probability(item) for item in pairs]),
+            probability=column([item.probability for item in pairs]),
             weight=column([item.pair.loss_weight for item in pairs]),
         )
         return self._loss(inputs, beta=self._beta, label_smoothing=self._smoothing)
 
-    def _require_finite(self, step: int, what: str, values: Tensor, batch: Sequence[LabeledPair]) -> None:
-        if self._engine.all_finite(values):
-            return
-        path = self._dump_folder / f"step-{step}.json"
-        if self._rank == 0:
-            self._dump_folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps([asdict(item) for item in batch]))
-        raise NonFiniteLossError(
-            f"step {step}: the {what} is not finite; no weight was changed, the batch is in {path}. "
-            "Lower learner.learning_rate or look at the batch's log-probabilities"
+    def _check(self, step: int, batch: Sequence[LabeledPair]) -> FiniteCheck:
+        return FiniteCheck(
+            engine=self._engine,
+            batch=batch,
+            path=self._dump_folder / f"step-{step}.json",
+            step=f"step {step}",
+            outcome="no weight was changed, the batch is in",
+            remedy="Lower learner.learning_rate or look at the batch's log-probabilities",
         )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and full tensors, in the dtype that is served; see TrainingEngine."""
-        return self._engine.named_weights(self._serving_dtype)
+        """Hugging Face names and full tensors, as they are served; see TrainingEngine."""
+        return self._engine.named_weights()
 
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
-        self._engine.eval()
-        return response_logprobs(self._engine, items, self._engine.device)
+        return self._engine.response_logprobs(items)
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's native checkpoint, the RNG state, and a Hugging Face folder ``hf/``."""
-        self._engine.save(folder, dtype=self._serving_dtype)
+        self._engine.save(folder)
 
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote, with the same number of ranks."""
@@ -164,12 +161,3 @@ class PolicyLearner:
     def usage(self) -> RoleUsage:
         """Busy time and peak memory."""
         return self._clock.usage()
-
-
-def _probability(item: LabeledPair) -> float:
-    assert item.label.probability is not None, "an abstained pair is never trained on"
-    return item.label.probability
-
-
-def _add(totals: dict[str, float], name: str, value: float) -> None:
-    totals[name] = totals.get(name, 0.0) + value

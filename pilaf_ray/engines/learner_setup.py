@@ -1,4 +1,4 @@
-"""Joining a process group and making a DeepSpeed engine."""
+"""Starting a rank and making a DeepSpeed engine."""
 
 import math
 import os
@@ -10,13 +10,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def join_group(*, rank: int, world_size: int, master_addr: str, master_port: int) -> None:
-    """Set the rendezvous and pick the accelerator, before DeepSpeed is imported.
+def start_rank(*, rank: int, world_size: int, master_addr: str, master_port: int, cpu_threads: int, seed: int) -> None:
+    """What a learner's process does first: threads, seed and process group, before DeepSpeed is imported.
 
     All five variables are needed, or DeepSpeed goes looking for MPI. LOCAL_RANK is 0
     because Ray shows each actor its own devices only; LOCAL_SIZE stays unset, or
     DeepSpeed would use a shared-memory collective that waits without a time-out.
     """
+    torch.set_num_threads(cpu_threads)
+    torch.manual_seed(seed)
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),

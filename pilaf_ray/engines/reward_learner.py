@@ -1,9 +1,7 @@
 """The reward model r̂: Bradley–Terry maximum likelihood with DeepSpeed, and scores for whoever asks."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +11,10 @@ from torch import Tensor
 from pilaf_ray.data.collate import micro_batches
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.data.retokenize import Retokenizer
-from pilaf_ray.engines.learner_setup import join_group
-from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head, response_mean, same_vocabulary
-from pilaf_ray.engines.shared_prompt import shares_prompts
-from pilaf_ray.engines.training_engine import TrainingEngine
+from pilaf_ray.engines.finite_check import FiniteCheck
+from pilaf_ray.engines.learner_setup import start_rank
+from pilaf_ray.engines.scalar_head import response_mean, same_vocabulary
+from pilaf_ray.engines.trained_models import TrainedScalarHead
 from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.losses.bradley_terry import bradley_terry_loss
 from pilaf_ray.observability.usage import UsageClock
@@ -72,24 +70,29 @@ class RewardLearner:
         seed: int = 0,
         dump_folder: Path,
     ) -> None:
-        torch.set_num_threads(cpu_threads)
-        torch.manual_seed(seed)
-        join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
+        start_rank(
+            rank=rank,
+            world_size=world_size,
+            master_addr=master_addr,
+            master_port=master_port,
+            cpu_threads=cpu_threads,
+            seed=seed,
+        )
         self._clock = UsageClock(f"reward-{rank}")
         self._pooling = pooling
         self._version, self._centering, self._dump_folder = 0, centering, dump_folder
-        network = load_scalar_head(model_path, setting="reward_model", layers=layers, trainable_layers=trainable_layers)
-        if gradient_checkpointing:
-            network.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
         self._retokenize = (
             None
             if same_vocabulary(policy_path, model_path)
             else Retokenizer(model_path, system_prompt=system_prompt, max_length=max_length)
         )
-        self._engine = TrainingEngine(
-            ScalarHeadModel(network),
+        self._engine = TrainedScalarHead(
+            model_path,
+            setting="reward_model",
+            layers=layers,
+            trainable_layers=trainable_layers,
+            head_learning_rate=head_learning_rate,
+            gradient_checkpointing=gradient_checkpointing,
             rank=rank,
             world_size=world_size,
             zero_stage=zero_stage,
@@ -101,15 +104,8 @@ class RewardLearner:
             weight_decay=weight_decay,
             betas=betas,
             max_grad_norm=max_grad_norm,
-            head=list(network.score.parameters()),  # type: ignore[union-attr,operator]
-            head_learning_rate=head_learning_rate,
         )
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        share = share_prompts and shares_prompts(
-            network,
-            lambda batch: self._engine(batch, batch.token_row, batch.token_position),
-            device=self._engine.device,
-        )
+        share = share_prompts and self._engine.shares_prompts()
         self._batches = ResponseBatches(share=share, max_tokens=micro_batch_tokens)
         self._max_tokens = micro_batch_tokens
 
@@ -120,6 +116,7 @@ class RewardLearner:
             NonFiniteLossError: on every rank, before any weight changes; the batch is saved.
         """
         with self._clock.busy():
+            check = self._check(batch)
             self._engine.train()
             items = [self._tokens(i.pair.plan.prompt, r.token_ids, r.text) for i in batch for r in (i.pair.a, i.pair.b)]
             groups = self._engine.share(self._pair_groups(items))
@@ -130,9 +127,9 @@ class RewardLearner:
                 # A rank without work in this round still takes part in the collectives, with weight zero.
                 pairs, weight = group or [0], 1.0 if group else 0.0
                 rewards = self._forward([items[side] for pair in pairs for side in (2 * pair, 2 * pair + 1)])
-                probability = rewards.new_tensor([_probability(batch[pair]) for pair in pairs])
+                probability = rewards.new_tensor([batch[pair].probability for pair in pairs])
                 outputs = bradley_terry_loss(rewards[0::2], rewards[1::2], probability, centering=self._centering)
-                self._require_finite("loss", outputs.loss, batch)
+                check("loss", outputs.loss)
                 importance = rewards.new_tensor([batch[pair].pair.loss_weight for pair in pairs])
                 total = (outputs.loss * importance).sum() * weight / len(batch)
                 self._engine.backward(total, last=number == len(groups) - 1)
@@ -140,7 +137,7 @@ class RewardLearner:
                 places += group
                 margins += (rewards[0::2] - rewards[1::2]).tolist()[: len(group)]
             grad_norm = self._engine.step()
-            self._require_finite("gradient", grad_norm, batch)
+            check("gradient", grad_norm)
             self._version += 1
             return RewardStepResult(
                 version=self._version,
@@ -187,21 +184,19 @@ class RewardLearner:
             return prompt.token_ids, token_ids
         return self._retokenize(prompt.text, text)
 
-    def _require_finite(self, what: str, values: Tensor, batch: Sequence[LabeledPair]) -> None:
-        if self._engine.all_finite(values):
-            return
-        path = self._dump_folder / f"reward-version-{self._version}.json"
-        if self._engine.rank == 0:
-            self._dump_folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps([asdict(item) for item in batch]))
-        raise NonFiniteLossError(
-            f"reward model, step {self._version + 1}: the {what} is not finite; no weight was changed, the batch is "
-            f"in {path}. Lower reward_model.learning_rate"
+    def _check(self, batch: Sequence[LabeledPair]) -> FiniteCheck:
+        return FiniteCheck(
+            engine=self._engine,
+            batch=batch,
+            path=self._dump_folder / f"reward-version-{self._version}.json",
+            step=f"reward model, step {self._version + 1}",
+            outcome="no weight was changed, the batch is in",
+            remedy="Lower reward_model.learning_rate",
         )
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's native checkpoint with the version, the RNG state, and a Hugging Face folder ``hf/``."""
-        self._engine.save(folder, dtype=self._dtype, state={"version": self._version})
+        self._engine.save(folder, state={"version": self._version})
 
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote, with the same number of ranks."""
@@ -210,8 +205,3 @@ class RewardLearner:
     def usage(self) -> RoleUsage:
         """Busy time and peak memory."""
         return self._clock.usage()
-
-
-def _probability(item: LabeledPair) -> float:
-    assert item.label.probability is not None, "an abstained pair is never trained on"
-    return item.label.probability

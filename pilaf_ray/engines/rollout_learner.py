@@ -1,8 +1,7 @@
 """The policy learner against a reward model: PPO, RLOO and GRPO, with PPO's value model in the same process."""
 
-import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ import torch
 from torch import Tensor
 
 from pilaf_ray.data.response_batches import ResponseBatches
-from pilaf_ray.engines.learner_setup import join_group
+from pilaf_ray.engines.finite_check import FiniteCheck
+from pilaf_ray.engines.learner_setup import start_rank
 from pilaf_ray.engines.rollout_batches import Places, TokenRows
-from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head
-from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs
-from pilaf_ray.engines.shared_prompt import shares_prompts
+from pilaf_ray.engines.trained_models import TrainedPolicy, TrainedScalarHead
 from pilaf_ray.engines.training_engine import TrainingEngine
-from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.losses.policy_gradient import (
     AdaptiveKlController,
     Aggregation,
@@ -84,46 +81,44 @@ class RolloutLearner:
         seed: int,
         dump_folder: Path,
     ) -> None:
-        torch.set_num_threads(cpu_threads)
-        torch.manual_seed(seed)
-        join_group(rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port)
+        start_rank(
+            rank=rank,
+            world_size=world_size,
+            master_addr=master_addr,
+            master_port=master_port,
+            cpu_threads=cpu_threads,
+            seed=seed,
+        )
         self._clock = UsageClock(f"learner-{rank}")
         self._advantages, self._aggregation, self._estimator = advantages, aggregation, kl_estimator
         self._clips, self._importance_cap = (clip_low, clip_high), importance_cap
         self._kl_coefficient, self._kl_target, self._kl_horizon = kl_coefficient, kl_target, kl_horizon
         self._epochs, self._mini_batches = epochs, mini_batches
         self._dump_folder = dump_folder
-        ranks: dict[str, Any] = {"rank": rank, "world_size": world_size, "zero_stage": zero_stage}
-        ranks["precision"] = precision
-        network = load_network(model_path, dtype=torch.float32)
-        networks: list[Any] = [network]
-        self._policy = TrainingEngine(ScoringModel(network, chunk_tokens=logprob_chunk_tokens), **ranks, **optimizer)
-        self._value: TrainingEngine | None = None
+        common: dict[str, Any] = {
+            "rank": rank,
+            "world_size": world_size,
+            "zero_stage": zero_stage,
+            "precision": precision,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
+        self._policy = TrainedPolicy(model_path, logprob_chunk_tokens=logprob_chunk_tokens, **common, **optimizer)
+        self._value: TrainedScalarHead | None = None
         self._value_clip: float | None = None
         if value is not None:
             self._value_clip = value["clip"]
-            critic: Any = load_scalar_head(
+            self._value = TrainedScalarHead(
                 value["model_path"],
                 setting="algorithm.value",
                 layers=value["layers"],
                 trainable_layers=value["trainable_layers"],
+                head_learning_rate=value["head_learning_rate"],
+                **common,
+                **{**optimizer, "learning_rate": value["learning_rate"], "lr_schedule": "constant"},
             )
-            networks.append(critic)
-            settings = {**optimizer, "learning_rate": value["learning_rate"], "lr_schedule": "constant"}
-            settings |= {"head": list(critic.score.parameters()), "head_learning_rate": value["head_learning_rate"]}
-            self._value = TrainingEngine(ScalarHeadModel(critic), **ranks, **settings)
-        for each in networks if gradient_checkpointing else ():
-            each.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        share = share_prompts and all(shares_prompts(n, e, device=e.device) for n, e in self._readers(networks))
+        trained = [engine for engine in (self._policy, self._value) if engine is not None]
+        share = share_prompts and all(engine.shares_prompts() for engine in trained)
         self._batches = ResponseBatches(share=share, max_tokens=micro_batch_tokens)
-        self._serving_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-    def _readers(self, networks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Each network with its engine, as something that gives one number a response token."""
-        engines = [TokenReader(self._policy, per_token=False)]
-        if self._value is not None:
-            engines.append(TokenReader(self._value, per_token=True))
-        yield from zip(networks, engines, strict=True)
 
     def train_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
         """One step on the rollouts of ``groups``; none where all of them got the same score.
@@ -135,9 +130,10 @@ class RolloutLearner:
             rows = TokenRows(groups, self._policy.device)
             if bool((rows.scores == rows.scores[0]).all()):
                 return self._stay(step)
+            check = self._check(step, groups)
             single = self._epochs * self._mini_batches == 1
-            old = None if single else self._look(self._reader(self._policy), rows)
-            values = None if self._value is None else self._look(self._reader(self._value), rows)
+            old = None if single else self._look(self._policy, rows)
+            values = None if self._value is None else self._look(self._value, rows)
             batch = RolloutBatch(
                 scores=rows.scores,
                 behaviour_logprobs=rows.behaviour,
@@ -149,9 +145,9 @@ class RolloutLearner:
             metrics: dict[str, float] = {}
             learning_rate = self._policy.learning_rate
             for chosen in self._plan(len(rows)):
-                metrics = self._update_policy(step, rows, chosen, targets, old, groups)
+                metrics = self._update_policy(rows, chosen, targets, old, check)
                 if self._value is not None and values is not None:
-                    metrics |= self._update_value(step, rows, chosen, targets, values, groups)
+                    metrics |= self._update_value(rows, chosen, targets, values, check)
             metrics |= {"learning_rate": learning_rate, "kl_coefficient": self._kl_coefficient}
             metrics["advantage_spread"] = float(targets.advantages[rows.mask].std(correction=0))
             self._move_coefficient(float(targets.sequence_kl.mean()), len(rows))
@@ -172,21 +168,20 @@ class RolloutLearner:
 
     def _update_policy(
         self,
-        step: int,
         rows: TokenRows,
         chosen: list[int],
         targets: RolloutTargets,
         old: Tensor | None,
-        groups: Sequence[ScoredGroup],
+        check: FiniteCheck,
     ) -> dict[str, float]:
         """One optimiser step on the rows ``chosen``; metrics are means over their tokens."""
         engine = self._policy
         engine.train()
         weights = token_weights(rows.mask[chosen], how=self._aggregation)
         tokens = float(rows.mask[chosen].sum())
-        totals: dict[str, float] = {}
+        totals: defaultdict[str, float] = defaultdict(float)
         for places, weight, last in self._micro_batches(engine, rows, chosen):
-            logprobs = self._reader(engine)(rows.collate(self._batches, places.rows))
+            logprobs = engine.per_token(rows.collate(self._batches, places.rows))
             before = logprobs.detach() if old is None else places.of(old)
             mask = torch.ones_like(logprobs, dtype=torch.bool)
             capped = self._importance_cap is not None
@@ -206,44 +201,43 @@ class RolloutLearner:
             if not self._advantages.kl_in_reward:
                 kl = kl_to_reference(logprobs, places.of(rows.reference), mask, estimator=self._estimator)
                 loss = loss + self._kl_coefficient * kl
-            self._require_finite(step, "loss", loss, groups)
+            check("loss", loss)
             total = (loss * places.of(weights, chosen)).sum() * weight
             engine.backward(total, last=last)
-            _add(totals, "loss", float(total.detach()))
+            totals["loss"] += float(total.detach())
             gap = (logprobs.detach() - places.of(rows.behaviour)).abs()
             for name, value in {**surrogate.metrics, "logprob_gap": gap}.items():
-                _add(totals, name, float(value.sum()) * weight / tokens)
+                totals[name] += float(value.sum()) * weight / tokens
         grad_norm = engine.step()
-        self._require_finite(step, "gradient", grad_norm, groups)
+        check("gradient", grad_norm)
         return engine.total(totals) | {"grad_norm": float(grad_norm)}
 
     def _update_value(
         self,
-        step: int,
         rows: TokenRows,
         chosen: list[int],
         targets: RolloutTargets,
         old: Tensor,
-        groups: Sequence[ScoredGroup],
+        check: FiniteCheck,
     ) -> dict[str, float]:
         """The value model's step on the same rows: mean over tokens."""
         engine = self._value
         assert engine is not None and targets.returns is not None, "only PPO has a value model"
         engine.train()
         tokens = float(rows.mask[chosen].sum())
-        totals: dict[str, float] = {}
+        totals: defaultdict[str, float] = defaultdict(float)
         for places, weight, last in self._micro_batches(engine, rows, chosen):
-            values = self._reader(engine)(rows.collate(self._batches, places.rows))
+            values = engine.per_token(rows.collate(self._batches, places.rows))
             returns, mask = places.of(targets.returns), torch.ones_like(values, dtype=torch.bool)
             loss = clipped_value_loss(values, places.of(old), returns, mask, clip=self._value_clip).loss
-            self._require_finite(step, "value loss", loss, groups)
+            check("value loss", loss)
             total = loss.sum() * weight / tokens
             engine.backward(total, last=last)
-            _add(totals, "value_loss", float(total.detach()))
+            totals["value_loss"] += float(total.detach())
             error = (values.detach() - returns).square()
-            _add(totals, "value_error", float(error.sum()) * weight / tokens)
+            totals["value_error"] += float(error.sum()) * weight / tokens
         grad_norm = engine.step()
-        self._require_finite(step, "value model's gradient", grad_norm, groups)
+        check("value model's gradient", grad_norm)
         found = engine.total(totals)
         # 1 − residual/variance of the returns: 1 is perfect, 0 is a constant.
         spread = float(targets.returns[rows.mask].var(correction=0))
@@ -265,20 +259,17 @@ class RolloutLearner:
             yield rows.places(taken), 1.0 if share else 0.0, number == len(shares) - 1
 
     @torch.no_grad()
-    def _look(self, reader: "TokenReader", rows: TokenRows) -> Tensor:
+    def _look(self, engine: TrainingEngine, rows: TokenRows) -> Tensor:
         """One number a token of every row, without gradient, from all ranks; shape (responses, tokens)."""
-        reader.engine.eval()
+        engine.eval()
         found = torch.zeros(rows.mask.shape, dtype=torch.float64, device=rows.mask.device)
-        for places, weight, _ in self._micro_batches(reader.engine, rows, range(len(rows))):
-            values = reader(rows.collate(self._batches, places.rows))
+        for places, weight, _ in self._micro_batches(engine, rows, range(len(rows))):
+            values = engine.per_token(rows.collate(self._batches, places.rows))
             if weight:
                 found[places.row_of_token, places.token] = values.double()
-        if reader.engine.world_size > 1:
+        if engine.world_size > 1:
             torch.distributed.all_reduce(found)
         return found.float()
-
-    def _reader(self, engine: TrainingEngine) -> "TokenReader":
-        return TokenReader(engine, per_token=engine is self._value)
 
     def _move_coefficient(self, kl: float, responses: int) -> None:
         if self._kl_target is not None:
@@ -287,33 +278,30 @@ class RolloutLearner:
             )
             self._kl_coefficient = controller.update(kl, responses=responses)
 
-    def _require_finite(self, step: int, what: str, values: Tensor, groups: Sequence[ScoredGroup]) -> None:
-        if self._policy.all_finite(values):
-            return
-        path = self._dump_folder / f"step-{step}.json"
-        if self._policy.rank == 0:
-            self._dump_folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps([asdict(group) for group in groups]))
-        raise NonFiniteLossError(
-            f"step {step}: the {what} is not finite; the step was not taken, its rollouts are in {path}. "
-            "Lower learner.learning_rate or set algorithm.reward_clip"
+    def _check(self, step: int, groups: Sequence[ScoredGroup]) -> FiniteCheck:
+        return FiniteCheck(
+            engine=self._policy,
+            batch=groups,
+            path=self._dump_folder / f"step-{step}.json",
+            step=f"step {step}",
+            outcome="the step was not taken, its rollouts are in",
+            remedy="Lower learner.learning_rate or set algorithm.reward_clip",
         )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights in the dtype that is served; see TrainingEngine."""
-        return self._policy.named_weights(self._serving_dtype)
+        """The policy's weights, as they are served; see TrainingEngine."""
+        return self._policy.named_weights()
 
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
-        self._policy.eval()
-        return response_logprobs(self._policy, items, self._policy.device)
+        return self._policy.response_logprobs(items)
 
     def save(self, folder: Path) -> None:
         """The policy as :class:`PolicyLearner` saves it, the KL coefficient, and ``value/`` beside."""
-        self._policy.save(folder, dtype=self._serving_dtype, state={"kl_coefficient": self._kl_coefficient})
+        self._policy.save(folder, state={"kl_coefficient": self._kl_coefficient})
         if self._value is not None:
             (folder / "value").mkdir(exist_ok=True)
-            self._value.save(folder / "value", dtype=self._serving_dtype)
+            self._value.save(folder / "value")
 
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote, with the same number of ranks."""
@@ -324,24 +312,3 @@ class RolloutLearner:
     def usage(self) -> RoleUsage:
         """Busy time and peak memory."""
         return self._clock.usage()
-
-
-class TokenReader:
-    """An engine as a function from a batch to one number a response token."""
-
-    def __init__(self, engine: TrainingEngine, *, per_token: bool) -> None:
-        self.engine = engine
-        self._per_token = per_token
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches must be."""
-        return self.engine.device
-
-    def __call__(self, batch: Any) -> Tensor:
-        """Log-probabilities, or the scalar head's values before each token."""
-        return self.engine(batch, batch.token_row, batch.token_position) if self._per_token else self.engine(batch)
-
-
-def _add(totals: dict[str, float], name: str, value: float) -> None:
-    totals[name] = totals.get(name, 0.0) + value

@@ -1,5 +1,6 @@
 """What every learner does with a network: micro-batches, one optimiser step, checkpoints, whole weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.engines.learner_setup import make_engine
 from pilaf_ray.engines.scoring import write_hf_folder
+from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.errors import CheckpointError
 
 # DeepSpeed divides by the number of accumulation steps; any number above 1 selects its accumulating code
@@ -16,23 +19,37 @@ from pilaf_ray.errors import CheckpointError
 _ACCUMULATION = 2
 
 
-class TrainingEngine:
+class TrainingEngine(ABC):
     """One rank of a network in training; every method is called on all ranks together.
 
     Args:
         model: what is called; its attribute ``network`` is the Hugging Face model.
+        precision: ``float32`` or ``bfloat16``, also of the weights that are handed out and saved.
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
 
-    def __init__(self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, **settings: Any) -> None:
+    def __init__(
+        self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, precision: str, **settings: Any
+    ) -> None:
         self.rank, self.world_size, self._zero_stage = rank, world_size, zero_stage
-        self._engine, self._schedule = make_engine(model, zero_stage=zero_stage, accumulation=_ACCUMULATION, **settings)
+        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._engine, self._schedule = make_engine(
+            model, zero_stage=zero_stage, precision=precision, accumulation=_ACCUMULATION, **settings
+        )
         self._engine.eval()
 
     def __call__(self, *arguments: Any) -> Tensor:
         """The model's forward; without gradients unless :meth:`train` was called."""
         output: Tensor = self._engine(*arguments)
         return output
+
+    @abstractmethod
+    def per_token(self, batch: SequenceBatch) -> Tensor:
+        """One number a response token of ``batch``, in the order of the batch."""
+
+    def shares_prompts(self) -> bool:
+        """Whether responses may stand behind one copy of their prompt."""
+        return shares_prompts(self.network, self.per_token, device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -118,8 +135,8 @@ class TrainingEngine:
         gathered: list[float] = numbers.tolist()
         return gathered
 
-    def named_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and full tensors in ``dtype``, on the CPU.
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and full tensors in the engine's precision, on the CPU.
 
         Under ZeRO-3 each parameter is gathered on its own, so at most one is whole at a
         time; all ranks must walk the iterator together. A tensor may be the parameter itself:
@@ -130,12 +147,12 @@ class TrainingEngine:
 
         for name, parameter in self.network.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                yield name, parameter.detach().to("cpu", dtype)
+                yield name, parameter.detach().to("cpu", self._dtype)
 
-    def save(self, folder: Path, *, dtype: torch.dtype, state: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: Path, *, state: Mapping[str, Any] | None = None) -> None:
         """DeepSpeed's native checkpoint with ``state``, the RNG state, and a Hugging Face folder ``hf/``."""
         try:
-            self._save(folder, dtype, dict(state or {}))
+            self._save(folder, dict(state or {}))
         except (OSError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError of its own.
             reason = str(error).splitlines()[0]
@@ -144,11 +161,11 @@ class TrainingEngine:
                 "Earlier checkpoints are intact: make room and continue with --resume"
             ) from error
 
-    def _save(self, folder: Path, dtype: torch.dtype, state: dict[str, Any]) -> None:
+    def _save(self, folder: Path, state: dict[str, Any]) -> None:
         state["schedule"] = self._schedule.state_dict()
         self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, client_state=state)
         torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
-        weights = {name: tensor.clone() for name, tensor in self.named_weights(dtype)}
+        weights = {name: tensor.clone() for name, tensor in self.named_weights()}
         if self.rank == 0:
             write_hf_folder(self.network, weights, folder / "hf")
 

@@ -85,7 +85,7 @@ class RewardTrainer:
         while len(results) < self._steps_per_batch and (batch := self._window.take(self._batch_pairs)):
             result = await self._reward.train_step([item for item, _ in batch])
             first = [
-                Judgement(margin, _probability(item))
+                Judgement(margin, item.probability)
                 for (item, uses), margin in zip(batch, result.margins, strict=True)
                 if uses == 1
             ]
@@ -104,7 +104,7 @@ class RewardTrainer:
         items = [ScoringItem(prompt=prompt, token_ids=side.token_ids, text=side.text) for prompt, side in sides]
         values = (await self._reward.score(items)).values
         margins = [a - b for a, b in zip(values[0::2], values[1::2], strict=True)]
-        judged = [Judgement(margin, _probability(pair)) for pair, margin in zip(pairs, margins, strict=True)]
+        judged = [Judgement(margin, pair.probability) for pair, margin in zip(pairs, margins, strict=True)]
         self._quality.add(judged, held_out=True)
 
     def _watch(self, step: int) -> None:
@@ -139,8 +139,3 @@ def _step_metrics(results: Sequence[RewardStepResult]) -> dict[str, float]:
         "reward_model/version": float(results[-1].version),
         "reward_model/steps": float(len(results)),
     }
-
-
-def _probability(item: LabeledPair) -> float:
-    assert item.label.probability is not None, "an abstained pair is never trained on"
-    return item.label.probability
