@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pilaf_ray.observability.metrics import METRICS
+from pilaf_ray.observability.metric_table import METRICS
 
 MAX_POINTS = 1500
 

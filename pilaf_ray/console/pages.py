@@ -19,7 +19,7 @@ from pilaf_ray.console.records import RunRecords
 from pilaf_ray.console.rendering import Pages
 from pilaf_ray.console.role_reports import role_reports
 from pilaf_ray.console.visitors import Doorkeeper, Visitor
-from pilaf_ray.observability.metrics import METRICS
+from pilaf_ray.observability.metric_table import METRICS
 
 POLL_SECONDS = 1.0
 AGE_STEPS = 50

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from pilaf_ray.observability.metrics import METRICS
+from pilaf_ray.observability.metric_table import METRICS
 
 PREFIX = "ray_"
 """What Ray puts before every name."""

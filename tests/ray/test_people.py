@@ -22,7 +22,7 @@ from pilaf_ray.actors.prometheus import PrometheusSink
 from pilaf_ray.console.access import AccessBook, AccessRole, form_token
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.observability.exposed import PREFIX, exposed_names
-from pilaf_ray.observability.metrics import METRICS
+from pilaf_ray.observability.metric_table import METRICS
 from pilaf_ray.oracle.human import HumanOracle, HumanRules
 from pilaf_ray.types import PairState
 

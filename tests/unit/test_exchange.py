@@ -15,7 +15,7 @@ from pilaf_ray.console.terminal import show
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.exchange.importing import read_votes
 from pilaf_ray.observability.exposed import FIXED, PREFIX, dashboard, exposed_name, exposed_names
-from pilaf_ray.observability.metrics import METRICS
+from pilaf_ray.observability.metric_table import METRICS
 from pilaf_ray.store.desk import LabelDesk
 from pilaf_ray.store.inbox import put_votes
 from pilaf_ray.store.ledger import PreferenceLedger

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pilaf_ray.evaluation.step_metrics import busy_metrics, spent_before, step_metrics, total_costs
+from pilaf_ray.observability.metric_table import METRICS, REWARD_METRICS
 from pilaf_ray.observability.metric_types import Last, Max, Mean, Metric, Sum
-from pilaf_ray.observability.metrics import METRICS, definition_of, metrics_page, reduce_metrics
-from pilaf_ray.observability.reward_metrics import REWARD_METRICS
+from pilaf_ray.observability.metrics import definition_of, metrics_page, reduce_metrics
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.wandb_sink import WandbSink, has_wandb_login
 from pilaf_ray.pipeline.budget import Spent
