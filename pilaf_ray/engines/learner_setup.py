@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from pilaf_ray.engines.build_locks import clear_dead_locks, extensions_folder
+
 
 def start_rank(*, rank: int, world_size: int, master_addr: str, master_port: int, cpu_threads: int, seed: int) -> None:
     """What a learner's process does first: threads, seed and process group, before DeepSpeed is imported.
@@ -30,6 +32,8 @@ def start_rank(*, rank: int, world_size: int, master_addr: str, master_port: int
     os.environ.setdefault("DEEPSPEED_TIMEOUT", "3")
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed builds or loads an operator while it joins.
+    clear_dead_locks(extensions_folder())
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
