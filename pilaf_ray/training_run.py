@@ -42,12 +42,14 @@ from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.wandb_sink import WandbSink
-from pilaf_ray.pipeline.controller import STOPPED, Controller, StepReport, UnfinishedWork
+from pilaf_ray.pipeline.controller import STOPPED, Controller
 from pilaf_ray.pipeline.guards import Alarm, NumericGuards
+from pilaf_ray.pipeline.pair_supply import UnfinishedWork
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
+from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.store.records import ENDED

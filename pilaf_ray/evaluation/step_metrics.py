@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pilaf_ray.pipeline.budget import Spent
-from pilaf_ray.pipeline.controller import StepReport
+from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.sampling.normalizers import z_value
 from pilaf_ray.types import LabeledPair, PairCost, SampledResponse
 

@@ -16,7 +16,7 @@ from pilaf_ray.observability.metrics import definition_of, metrics_page, reduce_
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.wandb_sink import WandbSink, has_wandb_login
 from pilaf_ray.pipeline.budget import Spent
-from pilaf_ray.pipeline.controller import StepReport
+from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.types import (
     FinishReason,
     LabeledPair,

@@ -13,9 +13,10 @@ from pilaf_ray.data.prompts import PromptSet
 from pilaf_ray.errors import OracleError
 from pilaf_ray.evaluation.rollout_metrics import rollout_metrics
 from pilaf_ray.observability.metrics import definition_of
-from pilaf_ray.pipeline.controller import Controller, StepReport
+from pilaf_ray.pipeline.controller import Controller
 from pilaf_ray.pipeline.policy_optimization import PolicyOptimizer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
+from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
