@@ -2,22 +2,22 @@
 
 import asyncio
 import logging
-import math
 import os
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pilaf_ray.engines.engine_requests import final_output, sampling_params
 from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
 from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import register
 from pilaf_ray.engines.weight_publishers import WeightUpdate
-from pilaf_ray.errors import ConfigError, PilafError, PromptError, WeightSyncError
+from pilaf_ray.engines.weight_updates import WeightUpdater, version_label
+from pilaf_ray.errors import PilafError, PromptError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.usage import peak_mib
 from pilaf_ray.types import FinishReason, GenerationRequest, RoleUsage, SampledResponse, VersionSpan
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from pilaf_ray.engines.engine_stats import PreemptionCounter
 
 logger = logging.getLogger(__name__)
-
-FETCH_SHARE = 0.8
-"""Part of an update's deadline that the fetch may take, so that it fails before the whole."""
 
 
 class Generator:
@@ -110,13 +107,14 @@ class Generator:
         self._temperature = temperature
         self._top_p = top_p
         self._cpu_threads = cpu_threads
-        self._version = initial_version
         self._transport = weight_transport
         self._engine: AsyncLLM | None = None
-        self._recompute_caches = recompute_caches
-        self._generation = 0
-        self._updating = asyncio.Lock()
-        self._lost = False
+        self._weights = WeightUpdater(
+            lambda: self._live_engine,
+            initial_version=initial_version,
+            transport=weight_transport,
+            recompute_caches=recompute_caches,
+        )
         self._meter = BusyMeter()
         self._score_ids = count()
         self._peak_memory_mib = 0.0
@@ -125,7 +123,7 @@ class Generator:
     @property
     def version(self) -> int:
         """Version of the policy weights now served."""
-        return self._version
+        return self._weights.version
 
     @property
     def preemptions(self) -> int:
@@ -163,8 +161,8 @@ class Generator:
             transport=self._transport,
         )
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._scheduling])
-        await self._engine.update_weight_version(_label(self._version))
-        logger.info("serving policy version %d (%s)", self._version, self._architecture)
+        await self._engine.update_weight_version(version_label(self.version))
+        logger.info("serving policy version %d (%s)", self.version, self._architecture)
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         """Sample one response; returns as soon as it is finished.
@@ -188,7 +186,7 @@ class Generator:
             "top_p": self._top_p,
             "record": request.request_id,
         }
-        params = self._sampling_params(
+        params = sampling_params(
             coefficient=request.coefficient,
             draw=draw if self._temperature else None,
             max_tokens=min(self._max_new_tokens, room),
@@ -251,7 +249,7 @@ class Generator:
         self, prefix: list[int], token: int, coefficient: float, *, with_prompt: bool = False
     ) -> list[float]:
         """Log-probability of ``token`` after ``prefix``, behind those of ``prefix[1:]`` if asked."""
-        params = self._sampling_params(
+        params = sampling_params(
             coefficient=coefficient,
             max_tokens=1,
             logprob_token_ids=[token],
@@ -264,76 +262,20 @@ class Generator:
         return [*scores, sampled[0][token].logprob]
 
     async def update_weights(self, update: WeightUpdate, *, deadline_seconds: float) -> None:
-        """Replace the policy's weights; running requests go on with the new ones.
-
-        What becomes of their caches is for ``recompute_caches`` to say; recorded
-        log-probabilities are those that were sampled from in either case. If the new weights do not
-        arrive intact, the old ones go on being served; if they cannot be loaded, the
-        generator stays paused until an update succeeds. After a missed deadline nobody
-        knows what the engine holds: the generator stays paused and must be replaced.
+        """Replace the policy's weights; running requests go on with the new ones. See :class:`WeightUpdater`.
 
         Raises:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
         """
-        # A shared folder is every transport's fallback.
-        if update.transport not in (self._transport, "filesystem"):
-            raise WeightSyncError(
-                f"weights version {update.version} were published by {update.transport!r}, "
-                f"but this generator reads {self._transport!r}: use one weight_transport"
-            )
-        async with self._updating:
-            progress = _Progress()
-            if self._lost:
-                reason = "an earlier update missed its deadline; restart this generator"
-                raise self._sync_error(update, progress, reason)
-            try:
-                async with asyncio.timeout(deadline_seconds):
-                    await self._replace_weights(update, progress, deadline_seconds * FETCH_SHARE)
-            except TimeoutError as error:
-                self._lost = True
-                raise self._sync_error(update, progress, f"no end after {deadline_seconds:g} s") from error
-            except WeightSyncError:
-                raise
-            # vLLM reports a worker's exception as a bare Exception.
-            except Exception as error:
-                if progress.phase == "receive":
-                    await self._live_engine.resume_generation()
-                raise self._sync_error(update, progress, str(error)) from error
+        await self._weights.replace(update, deadline_seconds=deadline_seconds)
 
-    async def _replace_weights(self, update: WeightUpdate, progress: "_Progress", fetch_seconds: float) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        engine = self._live_engine
-        await engine.pause_generation(mode="keep", clear_cache=False)
-        # Nothing is computed from here on, so what comes in now meets the new weights: it gets prefixes of its own.
-        self._generation += 1
-        progress.phase = "receive"
-        await engine.start_weight_update()
-        ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
-        await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "fetch"}))
-        progress.phase = "load"
-        await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "load"}))
-        await engine.finish_weight_update(weight_version=_label(update.version))
-        progress.phase = "reset cache"
-        if self._recompute_caches and not await engine.reset_prefix_cache(reset_running_requests=True):
-            raise self._sync_error(update, progress, "the engine refused to drop its prefix cache")
-        progress.phase = "resume"
-        self._version = update.version
-        await engine.resume_generation()
+    def forget_prefixes(self) -> None:
+        """Let later requests reuse no KV of earlier ones, as after a weight update."""
+        self._weights.forget_prefixes()
 
     async def heartbeat(self) -> None:
         """Return once the engine's own process has answered; raises if it is gone."""
         await self._live_engine.is_sleeping()
-
-    def forget_prefixes(self) -> None:
-        """Let later requests reuse no KV of earlier ones, as after a weight update."""
-        self._generation += 1
-
-    def _sync_error(self, update: WeightUpdate, progress: "_Progress", reason: str) -> WeightSyncError:
-        return WeightSyncError(
-            f"generator (pid {os.getpid()}) at version {self._version}: update to version {update.version} "
-            f"failed in phase {progress.phase!r}: {reason}"
-        )
 
     def usage(self) -> RoleUsage:
         """Seconds with at least one request running; peak memory of all its processes (MiB)."""
@@ -348,55 +290,12 @@ class Generator:
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
 
+    async def _run(self, prompt_token_ids: Sequence[int], params: "SamplingParams", request_id: str) -> "RequestOutput":
+        generation = self._weights.prefix_generation
+        return await final_output(self._live_engine, prompt_token_ids, params, request_id, prefix_generation=generation)
+
     @property
     def _live_engine(self) -> "AsyncLLM":
         if self._engine is None:
             raise PilafError("the generator is not running: await start() first")
         return self._engine
-
-    def _sampling_params(
-        self, *, coefficient: float, draw: dict[str, Any] | None = None, **options: Any
-    ) -> "SamplingParams":
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY, DRAW_KEY
-
-        if not math.isfinite(coefficient):
-            raise ConfigError(f"a mixing coefficient must be finite, not {coefficient}")
-        return SamplingParams(
-            # Greedy to vLLM: where there is a draw, the processor makes it.
-            temperature=0.0,
-            extra_args={COEFFICIENT_KEY: float(coefficient)} | ({DRAW_KEY: draw} if draw else {}),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            **options,
-        )
-
-    async def _run(
-        self, prompt_token_ids: tuple[int, ...], params: "SamplingParams", request_id: str
-    ) -> "RequestOutput":
-        """The final output of one request."""
-        from pilaf_ray.engines.mixing_processor import COEFFICIENT_KEY
-
-        final: RequestOutput | None = None
-        # Prefixes are shared under one set of weights only; and the blocks of a plain request hold no
-        # KV of the reference.
-        kind = "mixed" if params.extra_args and params.extra_args[COEFFICIENT_KEY] else "plain"
-        salt = f"{kind}-{self._generation}"
-        prompt: Any = {"prompt_token_ids": list(prompt_token_ids), "cache_salt": salt}
-        async for output in self._live_engine.generate(prompt, params, request_id):
-            final = output
-        if final is None:
-            raise PilafError(f"request {request_id} ended without an output")
-        return final
-
-
-class _Progress:
-    """Which phase an update has reached."""
-
-    phase = "pause"
-
-
-def _label(version: int) -> str:
-    """vLLM's name of a version; padded, so that names sort like versions."""
-    return f"{version:08d}"
