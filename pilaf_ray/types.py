@@ -82,13 +82,19 @@ class PairPlan:
 class GenerationRequest:
     """One response to sample.
 
-    Example: ``GenerationRequest(request_id="x:a", prompt_token_ids=(1, 2), coefficient=0.1, seed=3)``
+    Example: ``GenerationRequest(request_id="x-a", prompt_token_ids=(1, 2), coefficient=0.1, seed=3)``
     """
 
     request_id: str
+    """The identity of the pair, or of whatever else the response belongs to, a dash, and which response it is."""
     prompt_token_ids: tuple[int, ...]
     coefficient: float
     seed: int
+
+    @property
+    def pair_id(self) -> str:
+        """What the response belongs to."""
+        return self.request_id.rpartition("-")[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

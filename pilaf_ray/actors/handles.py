@@ -118,10 +118,9 @@ class GeneratorPool(_Replicas):
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         """Sample one response, on whichever replica lives to finish it."""
-        pair_id = request.request_id.rpartition("-")[0]
         # An engine refuses a name that is still under way, as an earlier attempt may be.
         named = dataclasses.replace(request, request_id=f"{request.request_id}.{next(self._attempts)}")
-        response: SampledResponse = await self.ask("generate", named, pairs=[pair_id])
+        response: SampledResponse = await self.ask("generate", named, pairs=[request.pair_id])
         return response
 
     async def _newcomer(self, number: int) -> Any:

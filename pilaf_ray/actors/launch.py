@@ -67,9 +67,7 @@ class Roles:
     reward: RewardGroup | None = None
 
     @property
-    def computing(
-        self,
-    ) -> dict[str, ComputingRole]:
+    def computing(self) -> dict[str, ComputingRole]:
         """The roles that compute, by the names under which their time and memory are reported."""
         roles: dict[str, ComputingRole] = {
             "generator": self.generators,

@@ -3,35 +3,35 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.finite_check import FiniteCheck
-from pilaf_ray.engines.learner_setup import start_rank
+from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.scoring import sum_by_sequence
 from pilaf_ray.engines.trained_models import TrainedPolicy
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
-from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import LabeledPair, RoleUsage, StepResult, TokenPair
+from pilaf_ray.types import LabeledPair, StepResult, TokenPair
 
 
-class PolicyLearner:
+class PolicyLearner(LearnerRank):
     """One rank of the policy learner; every method is called on all ranks together.
 
     Each rank is given the whole batch and takes its share, so results do not depend on
     the number of ranks: the loss is the mean over all pairs of the batch.
+
+    Args:
+        place: of :class:`pilaf_ray.engines.learner_rank.LearnerRank`; the rest are settings of the configuration's
+            ``learner`` and ``algorithm``.
     """
 
     def __init__(
         self,
         *,
         model_path: str,
-        rank: int,
-        world_size: int,
-        master_addr: str,
-        master_port: int,
         zero_stage: int,
         precision: str,
         loss: str,
@@ -48,27 +48,16 @@ class PolicyLearner:
         logprob_chunk_tokens: int = 128,
         gradient_checkpointing: bool = False,
         share_prompts: bool = True,
-        cpu_threads: int = 1,
-        seed: int = 0,
-        dump_folder: Path,
+        **place: Any,
     ) -> None:
-        start_rank(
-            rank=rank,
-            world_size=world_size,
-            master_addr=master_addr,
-            master_port=master_port,
-            cpu_threads=cpu_threads,
-            seed=seed,
-        )
+        super().__init__("learner", **place)
         self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
-        self._dump_folder = dump_folder
-        self._clock = UsageClock(f"learner-{rank}")
         self._engine = TrainedPolicy(
             model_path,
             logprob_chunk_tokens=logprob_chunk_tokens,
             gradient_checkpointing=gradient_checkpointing,
-            rank=rank,
-            world_size=world_size,
+            rank=self._rank,
+            world_size=self._world_size,
             zero_stage=zero_stage,
             precision=precision,
             learning_rate=learning_rate,
@@ -157,7 +146,3 @@ class PolicyLearner:
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote, with the same number of ranks."""
         self._engine.load(folder)
-
-    def usage(self) -> RoleUsage:
-        """Busy time and peak memory."""
-        return self._clock.usage()

@@ -1,42 +1,12 @@
-"""Starting a rank and making a DeepSpeed engine."""
+"""Making a DeepSpeed engine."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-
-from pilaf_ray.engines.build_locks import clear_dead_locks, extensions_folder
-
-
-def start_rank(*, rank: int, world_size: int, master_addr: str, master_port: int, cpu_threads: int, seed: int) -> None:
-    """What a learner's process does first: threads, seed and process group, before DeepSpeed is imported.
-
-    All five variables are needed, or DeepSpeed goes looking for MPI. LOCAL_RANK is 0
-    because Ray shows each actor its own devices only; LOCAL_SIZE stays unset, or
-    DeepSpeed would use a shared-memory collective that waits without a time-out.
-    """
-    torch.set_num_threads(cpu_threads)
-    torch.manual_seed(seed)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",
-        MASTER_ADDR=master_addr,
-        MASTER_PORT=str(master_port),
-    )
-    os.environ.pop("LOCAL_SIZE", None)
-    os.environ.setdefault("DEEPSPEED_TIMEOUT", "3")
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # DeepSpeed builds or loads an operator while it joins.
-    clear_dead_locks(extensions_folder())
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
 def schedule_factor(name: str, *, warmup_steps: int, total_steps: int) -> Callable[[int], float]:

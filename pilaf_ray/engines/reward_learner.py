@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,16 +12,15 @@ from pilaf_ray.data.collate import micro_batches
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.data.retokenize import Retokenizer
 from pilaf_ray.engines.finite_check import FiniteCheck
-from pilaf_ray.engines.learner_setup import start_rank
+from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.scalar_head import response_mean, same_vocabulary
 from pilaf_ray.engines.trained_models import TrainedScalarHead
 from pilaf_ray.errors import NonFiniteLossError
 from pilaf_ray.losses.bradley_terry import bradley_terry_loss
-from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult, RoleUsage, ScoringItem, TokenPair
+from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult, ScoringItem, TokenPair
 
 
-class RewardLearner:
+class RewardLearner(LearnerRank):
     """One rank of r̂; every method is called on all ranks together.
 
     A response is scored at its last token, or by the mean over its tokens. With the policy's
@@ -38,6 +37,7 @@ class RewardLearner:
         layers: keep only so many of the first layers.
         trainable_layers: train only so many of the last layers and the head; all when left out.
         max_length: longest conversation that is read where it is tokenised anew.
+        place: of :class:`pilaf_ray.engines.learner_rank.LearnerRank`.
     """
 
     def __init__(
@@ -45,10 +45,6 @@ class RewardLearner:
         *,
         model_path: str,
         policy_path: str,
-        rank: int,
-        world_size: int,
-        master_addr: str,
-        master_port: int,
         zero_stage: int,
         precision: str,
         learning_rate: float,
@@ -66,21 +62,11 @@ class RewardLearner:
         share_prompts: bool = True,
         system_prompt: str | None = None,
         max_length: int = 1024,
-        cpu_threads: int = 1,
-        seed: int = 0,
-        dump_folder: Path,
+        **place: Any,
     ) -> None:
-        start_rank(
-            rank=rank,
-            world_size=world_size,
-            master_addr=master_addr,
-            master_port=master_port,
-            cpu_threads=cpu_threads,
-            seed=seed,
-        )
-        self._clock = UsageClock(f"reward-{rank}")
+        super().__init__("reward", **place)
         self._pooling = pooling
-        self._version, self._centering, self._dump_folder = 0, centering, dump_folder
+        self._version, self._centering = 0, centering
         self._retokenize = (
             None
             if same_vocabulary(policy_path, model_path)
@@ -93,8 +79,8 @@ class RewardLearner:
             trainable_layers=trainable_layers,
             head_learning_rate=head_learning_rate,
             gradient_checkpointing=gradient_checkpointing,
-            rank=rank,
-            world_size=world_size,
+            rank=self._rank,
+            world_size=self._world_size,
             zero_stage=zero_stage,
             precision=precision,
             learning_rate=learning_rate,
@@ -201,7 +187,3 @@ class RewardLearner:
     def load(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote, with the same number of ranks."""
         self._version = int(self._engine.load(folder)["version"])
-
-    def usage(self) -> RoleUsage:
-        """Busy time and peak memory."""
-        return self._clock.usage()

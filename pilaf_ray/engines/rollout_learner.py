@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.engines.finite_check import FiniteCheck
-from pilaf_ray.engines.learner_setup import start_rank
+from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.rollout_batches import Places, TokenRows
 from pilaf_ray.engines.trained_models import TrainedPolicy, TrainedScalarHead
 from pilaf_ray.engines.training_engine import TrainingEngine
@@ -30,11 +30,10 @@ from pilaf_ray.losses.rollout_targets import (
     rollout_targets,
     token_weights,
 )
-from pilaf_ray.observability.usage import UsageClock
-from pilaf_ray.types import RoleUsage, ScoredGroup, StepResult, TokenPair
+from pilaf_ray.types import ScoredGroup, StepResult, TokenPair
 
 
-class RolloutLearner:
+class RolloutLearner(LearnerRank):
     """One rank; every method is called on all ranks together, and each is given the whole batch.
 
     One step is ``epochs`` × ``mini_batches`` optimiser steps on the same rollouts. With a
@@ -48,16 +47,13 @@ class RolloutLearner:
         value: PPO's value model: ``model_path``, ``learning_rate``, ``head_learning_rate``, ``clip``, ``layers``
             and ``trainable_layers``.
         optimizer: further settings of :func:`pilaf_ray.engines.learner_setup.make_engine`.
+        place: of :class:`pilaf_ray.engines.learner_rank.LearnerRank`.
     """
 
     def __init__(
         self,
         *,
         model_path: str,
-        rank: int,
-        world_size: int,
-        master_addr: str,
-        master_port: int,
         zero_stage: int,
         precision: str,
         advantages: AdvantageSettings,
@@ -77,27 +73,16 @@ class RolloutLearner:
         logprob_chunk_tokens: int,
         gradient_checkpointing: bool,
         share_prompts: bool,
-        cpu_threads: int,
-        seed: int,
-        dump_folder: Path,
+        **place: Any,
     ) -> None:
-        start_rank(
-            rank=rank,
-            world_size=world_size,
-            master_addr=master_addr,
-            master_port=master_port,
-            cpu_threads=cpu_threads,
-            seed=seed,
-        )
-        self._clock = UsageClock(f"learner-{rank}")
+        super().__init__("learner", **place)
         self._advantages, self._aggregation, self._estimator = advantages, aggregation, kl_estimator
         self._clips, self._importance_cap = (clip_low, clip_high), importance_cap
         self._kl_coefficient, self._kl_target, self._kl_horizon = kl_coefficient, kl_target, kl_horizon
         self._epochs, self._mini_batches = epochs, mini_batches
-        self._dump_folder = dump_folder
         common: dict[str, Any] = {
-            "rank": rank,
-            "world_size": world_size,
+            "rank": self._rank,
+            "world_size": self._world_size,
             "zero_stage": zero_stage,
             "precision": precision,
             "gradient_checkpointing": gradient_checkpointing,
@@ -308,7 +293,3 @@ class RolloutLearner:
         if self._value is not None:
             self._value.load(folder / "value")
         self._kl_coefficient = float(self._policy.load(folder)["kl_coefficient"])
-
-    def usage(self) -> RoleUsage:
-        """Busy time and peak memory."""
-        return self._clock.usage()
