@@ -11,9 +11,9 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.errors import LedgerError
 from pilaf_ray.learner_side import LearnerSide
-from pilaf_ray.pipeline.pair_supply import UnfinishedWork
 from pilaf_ray.pipeline.ports import WeightSyncPort
 from pilaf_ray.pipeline.supervision import Report
+from pilaf_ray.store.records import UnfinishedWork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +76,8 @@ class RunRestorer:
             self._report("checkpoint loaded", step=step)
         await self._serve_again(roles, sync, step, found, rebuilt=rebuilt)
         (await roles.store.counts()).check()
-        planned, sampled, labeled = await roles.store.unfinished()
-        return RestoredRun(
-            step=step,
-            unfinished=UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled),
-            next_index=await roles.store.next_plan_index(),
-        )
+        unfinished = await roles.store.unfinished()
+        return RestoredRun(step=step, unfinished=unfinished, next_index=await roles.store.next_plan_index())
 
     async def _serve_again(
         self, roles: Roles, sync: WeightSyncPort, step: int, found: tuple[int, Path] | None, *, rebuilt: bool

@@ -19,7 +19,7 @@ from pilaf_ray.errors import OracleUnavailableError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
-from pilaf_ray.store.records import LedgerCounts
+from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
@@ -237,8 +237,8 @@ class StoreHandle(_Replicas):
         counts: LedgerCounts = await self.ask("counts")
         return counts
 
-    async def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
-        work: tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]] = await self.ask("unfinished")
+    async def unfinished(self) -> UnfinishedWork:
+        work: UnfinishedWork = await self.ask("unfinished")
         return work
 
     async def record_reward_uses(self, step: int, pair_ids: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pilaf_ray.observability.logs import setup_logging
-from pilaf_ray.store.records import LedgerCounts
+from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,
@@ -258,7 +258,7 @@ class _Store:
     def counts(self) -> LedgerCounts:
         return self._ledger.counts()
 
-    def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
+    def unfinished(self) -> UnfinishedWork:
         return self._ledger.unfinished()
 
     def record_reward_uses(self, step: int, pair_ids: Sequence[str]) -> None:

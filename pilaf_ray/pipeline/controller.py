@@ -20,10 +20,11 @@ from typing import Any
 from pilaf_ray.pipeline.budget import RunBudget
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
-from pilaf_ray.pipeline.pair_supply import PairSupply, UnfinishedWork
+from pilaf_ray.pipeline.pair_supply import PairSupply
 from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.schedule import Schedule, TrainingBatch
 from pilaf_ray.pipeline.step_report import StepReport
+from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import PairPlan
 
 STOPPED = "a request to stop"

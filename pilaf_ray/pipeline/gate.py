@@ -34,11 +34,6 @@ class StalenessGate:
         return self._admitted - self._released
 
     @property
-    def admitted(self) -> int:
-        """Pairs ever admitted."""
-        return self._admitted
-
-    @property
     def free(self) -> int:
         """Pairs that may be admitted now."""
         return max(0, self._capacity - self.in_flight)

@@ -4,28 +4,19 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pilaf_ray.errors import OracleError, PilafError, PoisonPairError, PromptError
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource
 from pilaf_ray.pipeline.ports import OraclePort, ReferencePort, StorePort
 from pilaf_ray.pipeline.schedule import Schedule
+from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import LabeledPair, PairPlan, PreferenceLabel, ResponsePair
 
 logger = logging.getLogger(__name__)
 
 MAX_ENDED_IN_A_ROW = 256
 """Abstentions, or refusals: more than chance explains for any oracle or prompts that are worth having."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnfinishedWork:
-    """What an interrupted run left behind."""
-
-    planned: Sequence[PairPlan] = ()
-    sampled: Sequence[ResponsePair] = ()
-    labeled: Sequence[LabeledPair] = ()
 
 
 class PairSupply:

@@ -21,7 +21,7 @@ from pilaf_ray.store.database import LedgerDatabase
 from pilaf_ray.store.labels import LabelLog
 from pilaf_ray.store.leases import LeaseBook
 from pilaf_ray.store.queries import CONTENTS
-from pilaf_ray.store.records import HUMAN, LabelKind, LedgerCounts
+from pilaf_ray.store.records import HUMAN, LabelKind, LedgerCounts, UnfinishedWork
 from pilaf_ray.store.tables import labels, pairs, plans, responses
 from pilaf_ray.types import LabeledPair, PairPlan, PairState, PreferenceLabel, ReferenceLogprobs, ResponsePair
 
@@ -227,8 +227,8 @@ class PreferenceLedger:
         with self._database.reading() as connection:
             return queries.counts(connection)
 
-    def unfinished(self) -> tuple[list[PairPlan], list[ResponsePair], list[LabeledPair]]:
-        """PLANNED, SAMPLED and LABELED pairs, each in order of plan index; finished ones are not read."""
+    def unfinished(self) -> UnfinishedWork:
+        """PLANNED, SAMPLED and LABELED pairs; finished ones are not read."""
         planned: list[PairPlan] = []
         sampled: list[ResponsePair] = []
         labeled: list[LabeledPair] = []
@@ -242,7 +242,7 @@ class PreferenceLedger:
                         sampled.append(codec.decode_pair(row))
                     case _:
                         labeled.append(codec.decode_labeled(row))
-        return planned, sampled, labeled
+        return UnfinishedWork(planned=planned, sampled=sampled, labeled=labeled)
 
     def record_reward_uses(self, step: int, pair_ids: Sequence[str]) -> None:
         """The reward model trained on these pairs at ``step``, once for each time that one is named."""

@@ -1,11 +1,11 @@
 """What the ledger is told and answers, beside the messages of :mod:`pilaf_ray.types`. Plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from pilaf_ray.errors import LedgerError
-from pilaf_ray.types import PairState
+from pilaf_ray.types import LabeledPair, PairPlan, PairState, ResponsePair
 
 HUMAN = "human"
 """Source of labels that people gave; they outlive every roll-back."""
@@ -52,6 +52,15 @@ class LedgerCounts:
             states = ", ".join(f"{count} {state}" for state, count in self.by_state.items())
             raise LedgerError(f"the ledger does not add up: {self.planned} pairs were planned, but there are {states}")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnfinishedWork:
+    """Pairs that an interrupted run left behind, each kind in order of plan index."""
+
+    planned: Sequence[PairPlan] = ()
+    sampled: Sequence[ResponsePair] = ()
+    labeled: Sequence[LabeledPair] = ()
 
 
 class LabelKind(StrEnum):

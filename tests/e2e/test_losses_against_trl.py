@@ -10,6 +10,7 @@ from pilaf_ray.data.collate import collate
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence
 from pilaf_ray.losses.preference import LOSSES, PreferenceInputs
+from pilaf_ray.types import TokenPair
 
 trl = pytest.importorskip("trl")
 

@@ -12,6 +12,7 @@ from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.errors import LedgerError, OracleError, RoleLostError
+from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import LabeledPair, PairState
 
 NOTHING = RoleResources(num_cpus=0.0, num_gpus=0.0, threads=1)
@@ -44,10 +45,10 @@ async def test_messages_cross_unchanged_and_survive_the_death_of_the_store(
     await store.add_responses([pair(0), pair(1)])
     await store.add_labels([label(0)], [reference(0)])
     ray.kill(store._pool.living()[0])
-    assert await store.unfinished() == (
-        [],
-        [pair(1)],
-        [LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
+    assert await store.unfinished() == UnfinishedWork(
+        planned=[],
+        sampled=[pair(1)],
+        labeled=[LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
     )
     with pytest.raises(LedgerError, match="is sampled"):
         await store.mark_trained(1, ["pair-1"])

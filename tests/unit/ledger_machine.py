@@ -504,13 +504,13 @@ class LedgerMachine(RuleBasedStateMachine):
         expected = Counter(p.state for p in model.pairs.values())
         assert {s: n for s, n in counts.by_state.items() if n} == expected
         assert counts.planned == len(model.pairs)
-        planned, sampled, labeled = ledger.unfinished()
+        left = ledger.unfinished()
         by_state = {s: [n for n, p in model.pairs.items() if p.state is s] for s in PairState}
-        assert [p.pair_id for p in planned] == by_state[PLANNED]
-        assert [(p.plan.pair_id, p.min_policy_version) for p in sampled] == [
+        assert [p.pair_id for p in left.planned] == by_state[PLANNED]
+        assert [(p.plan.pair_id, p.min_policy_version) for p in left.sampled] == [
             (n, model.pairs[n].version) for n in by_state[SAMPLED]
         ]
-        assert [(x.pair_id, (x.label.probability, x.label.source)) for x in labeled] == [
+        assert [(x.pair_id, (x.label.probability, x.label.source)) for x in left.labeled] == [
             (n, model.pairs[n].verdict) for n in by_state[LABELED]
         ]
         for name in model.pairs:

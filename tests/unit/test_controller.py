@@ -13,13 +13,13 @@ from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.candidate_scoring import ImplicitRewardScorer
 from pilaf_ray.pipeline.controller import Controller
 from pilaf_ray.pipeline.pair_sampling import CandidatePairs, PairSource
-from pilaf_ray.pipeline.pair_supply import UnfinishedWork
 from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.sampling.candidates import choose_best_against_worst
+from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
     LabeledPair,

@@ -12,6 +12,7 @@ from pairs import label, pair, plan, reference
 from pilaf_ray.errors import LedgerError
 from pilaf_ray.store.ledger import PreferenceLedger
 from pilaf_ray.store.reading import LedgerReader
+from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import LabeledPair, PairCost, PairDraw, PairState
 
 
@@ -36,10 +37,10 @@ def test_messages_come_back_as_they_went_in(ledger: PreferenceLedger) -> None:
     fill(ledger, 0)
     ledger.add_plans([plan(1), plan(2)])
     ledger.add_responses([pair(1)])
-    assert ledger.unfinished() == (
-        [plan(2)],
-        [pair(1)],
-        [LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
+    assert ledger.unfinished() == UnfinishedWork(
+        planned=[plan(2)],
+        sampled=[pair(1)],
+        labeled=[LabeledPair(pair=pair(0), label=label(0), reference=reference(0))],
     )
     assert ledger.next_plan_index() == 3
 
@@ -55,12 +56,12 @@ def test_how_a_pair_was_drawn_survives_and_goes_with_its_responses(ledger: Prefe
     drawn = replace(pair(0, version=2), draw=draw)
     ledger.add_plans([replace(plan(0), candidate_seeds=(5, 6))])
     ledger.add_responses([drawn])
-    _, sampled, _ = ledger.unfinished()
+    sampled = ledger.unfinished().sampled
     assert sampled == [replace(drawn, plan=replace(plan(0), candidate_seeds=(5, 6)))]
     assert (sampled[0].branch, sampled[0].loss_weight) == ("interpolated", 1.25)
     assert ledger.reset_after(1) == 1, "sampled under weights that are gone"
     ledger.add_responses([pair(0)])
-    assert ledger.unfinished()[1][0].draw is None
+    assert ledger.unfinished().sampled[0].draw is None
 
 
 def test_repeats_change_nothing(ledger: PreferenceLedger) -> None:
@@ -109,10 +110,10 @@ def test_resumption_keeps_what_older_weights_made_and_redoes_the_rest(ledger: Pr
     for step, name in ((1, "pair-0"), (2, "pair-1"), (3, "pair-2"), (3, "pair-3"), (3, "pair-4")):
         ledger.mark_trained(step, [name])
     assert ledger.reset_after(1) == 1
-    planned, sampled, labeled = ledger.unfinished()
-    assert [p.index for p in planned] == [3, 5]
-    assert sampled == []
-    assert [item.pair.plan.index for item in labeled] == [1, 2, 4]
+    left = ledger.unfinished()
+    assert [p.index for p in left.planned] == [3, 5]
+    assert left.sampled == []
+    assert [item.pair.plan.index for item in left.labeled] == [1, 2, 4]
     assert ledger.counts()[PairState.TRAINED] == 1
 
 
@@ -151,7 +152,7 @@ def test_rejection_is_open_to_every_unfinished_pair_and_keeps_its_first_reason(l
         ledger.reject(f"pair-{index}", "poison")
         ledger.reject(f"pair-{index}", "again")
     assert count(ledger) == {"trained": 1, "rejected": 3}
-    assert ledger.unfinished() == ([], [], [])
+    assert ledger.unfinished() == UnfinishedWork(planned=[], sampled=[], labeled=[])
     with pytest.raises(LedgerError, match="pair-3 is trained; only a labeled pair can become rejected"):
         ledger.reject("pair-3", "too late")
     with pytest.raises(LedgerError, match="pair-0 is rejected"):

@@ -145,14 +145,14 @@ def test_a_resumption_keeps_pairs_that_people_answered_and_redoes_the_others(led
     ledger.labels.vote(vote("1", "ada", 2))
     ledger.add_labels([label(0)], [reference(0)])
     assert ledger.reset_after(-1) == 2
-    planned, sampled, _ = ledger.unfinished()
-    assert [p.index for p in planned] == [0, 1, 3]
-    assert sampled == [pair(2, version=2)]
+    left = ledger.unfinished()
+    assert [p.index for p in left.planned] == [0, 1, 3]
+    assert left.sampled == [pair(2, version=2)]
     assert [v.key for v in ledger.labels.votes("pair-2")] == ["1"]
     ledger.add_responses([pair(0), pair(1)])
     assert [e.kind.value for e in ledger.labels.of("pair-0")] == ["verdict"], "what was said stays in the log"
     ledger.add_labels([label(0, 0.0)], [reference(0)])
     assert [(e.sampling, e.probability) for e in ledger.labels.of("pair-0")] == [(0, 1.0), (1, 0.0)]
-    assert ledger.unfinished()[2][0].label == label(0, 0.0)
+    assert ledger.unfinished().labeled[0].label == label(0, 0.0)
     assert ledger.labels.vote(vote("2", "bob", 1, lease_id=lease.lease_id)).late, "he saw the old responses"
     assert ledger.counts().check()[PairState.SAMPLED] == 2
