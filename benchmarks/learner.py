@@ -1,0 +1,294 @@
+"""One DPO step beside TRL's: `python -m benchmarks.learner configs/quickstart.yaml [key=value …]`.
+
+Our learner as a run has it, TRL's DPOTrainer, a bare Hugging Face forward and backward of the same tokens, and
+products of matrices alone, each in a process of its own; they take steps in turn, so that a slow moment of the machine
+falls on all of them. The first step of each is not counted. Prompts are the configuration's, tokens of responses are
+drawn at random, and log π_ref is given with them: neither side runs a reference.
+
+Tokens are those of both sequences of each pair, prompt included, whoever computes the prompt once or twice. The share
+of the matmul peak counts six operations an element and token (benchmarks/arithmetic.py), prompts once where
+``learner.share_prompts`` is on, over the fastest ``torch.mm`` of a micro-batch with a matrix of the model's.
+Memory is the largest resident set of each process during its steps, and as much of it as was there before
+the model was loaded (the interpreter and its libraries).
+"""
+
+import json
+import math
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.arithmetic import PairLengths, TrainedMatrices, spread, step_flops
+from benchmarks.machine import machine
+from benchmarks.workers import Worker
+from pilaf_ray.actors.launch import CPU_ALLOCATOR
+from pilaf_ray.build import RunInputs, build_inputs, learner_arguments
+from pilaf_ray.config.algorithms import DpoConfig
+from pilaf_ray.config.loader import load_config
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.run_folder import RunFolder
+from pilaf_ray.types import Prompt
+
+ROWS = {
+    "pilaf_ray": "pilaf_ray",
+    "trl": "TRL DPOTrainer",
+    "trl, our allocator": "TRL DPOTrainer, glibc told what ours is told",
+    "forward_backward": "Hugging Face forward and backward alone",
+}
+PEAK = "matrix_products"
+
+Answers = dict[str, list[dict[str, Any]]]
+
+
+def make_batch(
+    prompts: tuple[Prompt, ...], *, pairs: int, tokens: int, shortest: int, vocabulary: int
+) -> list[dict[str, Any]]:
+    """Pairs of random tokens; log π_ref is made up, because what it is does not change the work."""
+    draw = random.Random(0)
+
+    def response() -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(draw.randint(shortest, tokens))]
+
+    batch = []
+    for number in range(pairs):
+        a, b = response(), response()
+        batch.append(
+            {
+                "prompt": list(prompts[number % len(prompts)].token_ids),
+                "a": a,
+                "b": b,
+                "reference_a": -math.log(vocabulary) * len(a) + draw.gauss(0, 3),
+                "reference_b": -math.log(vocabulary) * len(b) + draw.gauss(0, 3),
+            }
+        )
+    return batch
+
+
+def model_matrices(path: str) -> tuple[TrainedMatrices, list[tuple[int, int]], int]:
+    """Sizes of the model's matrices, the different shapes (in, out) among them, and the vocabulary; no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    head = network.get_output_embeddings()
+    linear = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    shapes = sorted({(module.in_features, module.out_features) for module in linear})
+    layers = sum(module.in_features * module.out_features for module in linear if module is not head)
+    matrices = TrainedMatrices(layers=layers, head=head.in_features * head.out_features)
+    return matrices, shapes, network.config.get_text_config().vocab_size
+
+
+def measure(workers: dict[str, Worker], repetitions: int) -> Answers:
+    """Steps in turn; the first round is not counted, but its losses are kept."""
+    answers: Answers = {name: [] for name in workers}
+    try:
+        for _ in range(repetitions + 1):
+            for name, worker in workers.items():
+                answers[name].append(worker.ask())
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return answers
+
+
+def start_workers(
+    settings: dict[str, dict[str, Any]], batch: list[dict[str, Any]], *, threads: int, without: set[str]
+) -> dict[str, Worker]:
+    """One process a row of the table, and one for the products."""
+    workers = {}
+    for name in [*ROWS, PEAK]:
+        variant = name.partition(",")[0]
+        if {name, variant} & without:
+            continue
+        ours = variant == "pilaf_ray" or "our allocator" in name
+        message = {"variant": variant, "batch": batch, "threads": threads, "settings": settings[variant]}
+        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        workers[name] = Worker(
+            "benchmarks.learner_variants", message, environment=environment | (CPU_ALLOCATOR if ours else {})
+        )
+    return workers
+
+
+def variant_settings(
+    config: RunConfig,
+    inputs: RunInputs,
+    folder: Path,
+    *,
+    threads: int,
+    shapes: list[tuple[int, int, int]],
+    trl_pairs: int,
+) -> dict[str, dict[str, Any]]:
+    """What each variant is told; TRL's come from ours."""
+    ours = learner_arguments(config, inputs, RunFolder(path=folder, attempt=1)) | {
+        "world_size": 1,
+        "lr_schedule": "constant",
+        "warmup_steps": 0,
+        "label_smoothing": 0.0,
+        "cpu_threads": threads,
+        "dump_folder": str(folder),
+    }
+    bare = {"model_path": ours["model_path"], "precision": ours["precision"]}
+    names = ("beta", "learning_rate", "betas", "weight_decay", "max_grad_norm", "gradient_checkpointing")
+    trl = bare | {name: ours[name] for name in names} | {"pairs_per_forward": trl_pairs}
+    products = {"precision": ours["precision"], "shapes": shapes, "shape_seconds": 0.3}
+    return {"pilaf_ray": ours, "trl": trl, "forward_backward": bare, PEAK: products}
+
+
+def product_rates(answers: Answers) -> dict[str, float]:
+    """Operations a second by shape, where they were measured."""
+    runs = [answer["flops_per_second"] for answer in answers.get(PEAK, [])[1:]]
+    return {shape: statistics.median(run[shape] for run in runs) for shape in (runs[0] if runs else ())}
+
+
+def summarize(
+    answers: Answers, matrices: TrainedMatrices, lengths: list[PairLengths], *, shared: bool
+) -> list[dict[str, Any]]:
+    """One row a learner; the first, untimed step is left out of everything but the loss and the memory."""
+    tokens = sum(pair.sequences for pair in lengths)
+    best = max(product_rates(answers).values(), default=None)
+    rows = []
+    for name in ROWS:
+        if name not in answers:
+            continue
+        runs = answers[name]
+        seconds = [run["seconds"] for run in runs[1:]]
+        flops = step_flops(
+            matrices,
+            lengths,
+            shared_prompts=shared and name == "pilaf_ray",
+            head_on_prompts=name == "forward_backward",
+        )
+        rows.append(
+            {
+                "learner": name,
+                "first_loss": runs[0]["loss"],
+                "seconds": seconds,
+                "spread": spread(seconds),
+                "tokens_per_second": tokens / statistics.median(seconds),
+                "flops": flops,
+                "of_matmul_peak": flops / statistics.median(seconds) / best if best else None,
+                "peak_mib": runs[-1]["peak_mib"],
+                "before_model_mib": runs[-1]["before_model_mib"],
+                "threads": runs[-1]["threads"],
+            }
+        )
+    return rows
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Ours over each other learner: tokens/s, and peak memory with and without what libraries take."""
+    by_name = {row["learner"]: row for row in rows}
+    ours = by_name.get("pilaf_ray")
+    if ours is None:
+        return {}
+
+    def own(row: dict[str, Any]) -> float:
+        return float(row["peak_mib"] - row["before_model_mib"])
+
+    return {
+        name: {
+            "tokens_per_second": ours["tokens_per_second"] / row["tokens_per_second"],
+            "peak_memory": ours["peak_mib"] / row["peak_mib"],
+            "peak_memory_without_libraries": own(ours) / own(row),
+        }
+        for name, row in by_name.items()
+        if name != "pilaf_ray"
+    }
+
+
+def check_same_batch(rows: list[dict[str, Any]], *, tolerance: float) -> None:
+    """Both DPO learners must see one loss before their first update, or they were not given the same batch."""
+    losses = {row["learner"]: row["first_loss"] for row in rows if row["learner"] != "forward_backward"}
+    if max(losses.values(), default=0.0) - min(losses.values(), default=0.0) > tolerance:
+        raise SystemExit(f"the learners start with different losses, so this compares nothing: {losses}")
+
+
+def print_table(rows: list[dict[str, Any]], found: dict[str, dict[str, float]], products: dict[str, float]) -> None:
+    table = Table()
+    heads = ("learner", "tokens/s", "s a step", "spread", "of matmul peak", "peak MiB", "of it libraries", "first loss")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "learner" else "right")
+    for row in rows:
+        share = row["of_matmul_peak"]
+        table.add_row(
+            ROWS[row["learner"]],
+            f"{row['tokens_per_second']:.0f}",
+            f"{statistics.median(row['seconds']):.2f}",
+            f"{row['spread']:.0%}",
+            "" if share is None else f"{share:.0%}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['before_model_mib']:.0f}",
+            f"{row['first_loss']:.4f}" if row["first_loss"] is not None else "",
+        )
+    console = Console(stderr=True, width=130)
+    console.print(table)
+    for name, values in found.items():
+        console.print(
+            f"pilaf_ray over {ROWS[name]}: {values['tokens_per_second']:.2f} of the tokens/s, "
+            f"{values['peak_memory']:.2f} of the peak memory "
+            f"({values['peak_memory_without_libraries']:.2f} without libraries)"
+        )
+    for shape, rate in products.items():
+        console.print(f"torch.mm {shape}: {rate / 1e9:.1f} GFLOP/s")
+
+
+def main(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    repetitions: Annotated[int, typer.Option(help="Counted steps of each learner.")] = 5,
+    pairs: Annotated[int | None, typer.Option(help="Pairs of the batch; learner.batch_pairs when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of every learner; learner.cpu_threads when left out.")] = None,
+    shortest: Annotated[float, typer.Option(help="Shortest response, as a share of max_new_tokens.")] = 1.0,
+    trl_pairs: Annotated[int, typer.Option(help="Pairs of one of TRL's forwards; 0: all of them.")] = 0,
+    without: Annotated[list[str] | None, typer.Option(help="A learner to leave out; may be repeated.")] = None,
+) -> None:
+    """Print a table and one line of JSON."""
+    config = load_config(config_path, overrides or [])
+    if not isinstance(config.algorithm, DpoConfig):
+        raise SystemExit("algorithm.type: the comparison with TRL is one of DPO")
+    count, cores = pairs or config.learner.batch_pairs, threads or config.learner.cpu_threads
+    if trl_pairs and count % trl_pairs:
+        raise SystemExit(f"--trl-pairs must divide the batch of {count} pairs")
+    matrices, shapes, vocabulary = model_matrices(config.model.policy)
+    longest = config.generation.max_new_tokens
+    inputs = build_inputs(config)
+    batch = make_batch(
+        inputs.train.prompts,
+        pairs=count,
+        tokens=longest,
+        shortest=max(1, round(shortest * longest)),
+        vocabulary=vocabulary,
+    )
+    lengths = [PairLengths(prompt=len(row["prompt"]), a=len(row["a"]), b=len(row["b"])) for row in batch]
+    rows_of_peak = min(config.learner.micro_batch_tokens, sum(pair.sequences for pair in lengths))
+    products = [(rows_of_peak, width, out) for width, out in shapes]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = variant_settings(config, inputs, Path(folder), threads=cores, shapes=products, trl_pairs=trl_pairs)
+        workers = start_workers(settings, batch, threads=cores, without=set(without or []))
+        answers = measure(workers, repetitions)
+    rows = summarize(answers, matrices, lengths, shared=config.learner.share_prompts)
+    check_same_batch(rows, tolerance=1e-3 if settings["trl"]["precision"] == "float32" else 0.05)
+    found = ratios(rows)
+    peaks = product_rates(answers)
+    print_table(rows, found, peaks)
+    described = {
+        "pairs": count,
+        "threads": cores,
+        "precision": settings["trl"]["precision"],
+        "tokens": sum(pair.sequences for pair in lengths),
+        "matrices": {"layers": matrices.layers, "head": matrices.head},
+        "repetitions": repetitions,
+    }
+    result = {"machine": machine(), **described, "results": rows, "ours_over": found, "torch_mm": peaks}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

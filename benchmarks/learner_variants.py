@@ -1,0 +1,258 @@
+"""The learners that `benchmarks.learner` compares, each in a process of its own that takes a step when told to.
+
+All train the same weights on the same tokens, with AdamW (fused), the same learning rate, clipping and dtype. Log π_ref
+of each sequence is given to both DPO learners with the batch, so neither runs a reference.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.workers import Commands, forget_peak, peak_mib, resident_mib
+from pilaf_ray.types import (
+    FinishReason,
+    LabeledPair,
+    PairPlan,
+    PreferenceLabel,
+    Prompt,
+    ReferenceLogprobs,
+    ResponsePair,
+    SampledResponse,
+    VersionSpan,
+)
+
+Row = dict[str, Any]
+"""A pair: token ids ``prompt``, ``a`` (preferred) and ``b``, and log π_ref ``reference_a`` and ``reference_b``."""
+Step = Callable[[], float | None]
+"""One step; returns the loss before it, where there is one."""
+
+
+class Turns:
+    """Answers each command with the seconds of a step, its loss and the memory up to then."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._before_model = resident_mib()
+
+    def model_is_ready(self) -> None:
+        """What loading has taken at its peak does not count."""
+        forget_peak()
+
+    def wait(self) -> bool:
+        """Whether another step is wanted; returns when it is."""
+        return next(self._commands, None) is not None
+
+    def done(self, seconds: float, loss: float | None, **more: Any) -> None:
+        self._commands.answer(
+            {
+                "seconds": seconds,
+                "loss": loss,
+                "peak_mib": peak_mib(),
+                "before_model_mib": self._before_model,
+                "threads": torch.get_num_threads(),
+                **more,
+            }
+        )
+
+    def take(self, step: Step) -> None:
+        """Take steps for as long as they are wanted."""
+        self.model_is_ready()
+        while self.wait():
+            started = time.perf_counter()
+            loss = step()
+            self.done(time.perf_counter() - started, loss)
+
+
+def labeled_pair(index: int, row: Row) -> LabeledPair:
+    """The message that a run would give the learner."""
+
+    def response(tokens: Sequence[int]) -> SampledResponse:
+        return SampledResponse(
+            token_ids=tuple(tokens),
+            text="",
+            coefficient=0.0,
+            logprobs=(0.0,) * len(tokens),
+            versions=(VersionSpan(version=0, start=0, end=len(tokens)),),
+            finish_reason=FinishReason.LENGTH,
+        )
+
+    name = str(index)
+    plan = PairPlan(
+        pair_id=name,
+        index=index,
+        prompt=Prompt(prompt_id=name, text="", token_ids=tuple(row["prompt"])),
+        branch="on_policy",
+        coefficient_a=0.0,
+        coefficient_b=0.0,
+        seed_a=0,
+        seed_b=0,
+        present_b_first=False,
+        label_seed=0,
+    )
+    return LabeledPair(
+        pair=ResponsePair(plan=plan, a=response(row["a"]), b=response(row["b"])),
+        label=PreferenceLabel(pair_id=name, probability=1.0, source="benchmark"),
+        reference=ReferenceLogprobs(pair_id=name, a=row["reference_a"], b=row["reference_b"]),
+    )
+
+
+def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
+    """The policy learner of a run: rank 0 of 1, through DeepSpeed."""
+    from pilaf_ray.engines.learner import PolicyLearner
+    from pilaf_ray.engines.rendezvous import free_address
+
+    address, port = free_address()
+    learner = PolicyLearner(
+        rank=0,
+        master_addr=address,
+        master_port=port,
+        dump_folder=Path(arguments.pop("dump_folder")),
+        betas=tuple(arguments.pop("betas")),
+        **arguments,
+    )
+    items = [labeled_pair(index, row) for index, row in enumerate(batch)]
+    steps = count(1)
+    turns.take(lambda: learner.train_step(next(steps), items).loss)
+
+
+def trl(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
+    """TRL's DPOTrainer: its own training loop, which is made to wait between its steps."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    class GivenTokens(DPOTrainer):  # type: ignore[misc]  # trl ships no types
+        """Takes tokens and log π_ref as they are: TRL would tokenise texts, and run the reference beforehand."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def compute_loss(self, *given: Any, **named: Any) -> Any:
+            loss = super().compute_loss(*given, **named)
+            seen.append(float(loss[0] if isinstance(loss, tuple) else loss))
+            return loss
+
+    class OnDemand(TrainerCallback):  # type: ignore[misc]
+        """One step a command."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            turns.model_is_ready()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not turns.wait():
+                raise SystemExit
+            seen.clear()
+            self._started = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds = time.perf_counter() - self._started
+            turns.done(seconds, sum(seen) / len(seen))
+
+    seen: list[float] = []
+    bfloat16 = arguments["precision"] == "bfloat16"
+    pairs = arguments["pairs_per_forward"] or len(batch)
+    settings = DPOConfig(
+        output_dir="/tmp/trl-dpo",
+        max_steps=10**9,
+        per_device_train_batch_size=pairs,
+        gradient_accumulation_steps=-(-len(batch) // pairs),
+        precompute_ref_log_probs=True,
+        loss_type=["sigmoid"],
+        beta=arguments["beta"],
+        learning_rate=arguments["learning_rate"],
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        adam_beta1=arguments["betas"][0],
+        adam_beta2=arguments["betas"][1],
+        weight_decay=arguments["weight_decay"],
+        max_grad_norm=arguments["max_grad_norm"],
+        max_length=None,
+        # Weights in float32 and products in bfloat16, as DeepSpeed has them.
+        bf16=bfloat16,
+        gradient_checkpointing=arguments["gradient_checkpointing"],
+        use_cpu=True,
+        report_to=[],
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = [
+        {
+            "prompt_ids": row["prompt"],
+            "chosen_ids": row["a"],
+            "rejected_ids": row["b"],
+            "ref_chosen_logps": row["reference_a"],
+            "ref_rejected_logps": row["reference_b"],
+        }
+        for row in batch
+    ]
+    trainer = GivenTokens(
+        AutoModelForCausalLM.from_pretrained(arguments["model_path"], dtype=torch.float32),
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(arguments["model_path"]),
+        callbacks=[OnDemand()],
+    )
+    trainer.train()
+
+
+def forward_backward(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
+    """The bare Hugging Face model: logits of all rows at once, cross-entropy, gradients; no optimizer."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, arguments["precision"])
+    network: Any = AutoModelForCausalLM.from_pretrained(arguments["model_path"], dtype=dtype).train()
+    sequences = [row["prompt"] + row[side] for side in ("a", "b") for row in batch]
+    width = max(map(len, sequences))
+    input_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in sequences])
+    attention_mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in sequences])
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+
+    def step() -> None:
+        network(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False).loss.backward()
+        network.zero_grad()
+
+    turns.take(step)
+
+
+def matrix_products(turns: Turns, _: Sequence[Row], arguments: dict[str, Any]) -> None:
+    """Nothing but products of a micro-batch with matrices of the model's shapes: what the core can do."""
+    dtype = getattr(torch, arguments["precision"])
+    rates: dict[str, float] = {}
+    turns.model_is_ready()
+    while turns.wait():
+        started = time.perf_counter()
+        for rows, width, out in arguments["shapes"]:
+            left, right = torch.randn(rows, width, dtype=dtype), torch.randn(width, out, dtype=dtype)
+            result = torch.mm(left, right)
+            done, begun = 0, time.perf_counter()
+            while done < 3 or time.perf_counter() - begun < arguments["shape_seconds"]:
+                torch.mm(left, right, out=result)
+                done += 1
+            seconds = time.perf_counter() - begun
+            rates[f"{rows}x{width}x{out}"] = 2 * rows * width * out * done / seconds
+        turns.done(time.perf_counter() - started, None, flops_per_second=rates)
+
+
+VARIANTS: dict[str, Callable[[Turns, Sequence[Row], dict[str, Any]], None]] = {
+    function.__name__: function for function in (pilaf_ray, trl, forward_backward, matrix_products)
+}
+
+
+def main() -> None:
+    """Serve the variant that the first line names."""
+    commands = Commands()
+    arguments = commands.arguments
+    torch.set_num_threads(arguments["threads"])
+    VARIANTS[arguments["variant"]](Turns(commands), arguments["batch"], arguments["settings"])
+
+
+if __name__ == "__main__":
+    main()
