@@ -109,7 +109,12 @@ def start_workers(
             continue
         ours = variant == "pilaf_ray" or "our allocator" in name
         message = {"variant": variant, "batch": batch, "threads": threads, "settings": settings[variant]}
-        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "DS_ACCELERATOR": "cpu",
+        }
         workers[name] = Worker(
             "benchmarks.learner_variants", message, environment=environment | (CPU_ALLOCATOR if ours else {})
         )

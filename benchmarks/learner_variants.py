@@ -36,6 +36,10 @@ class Turns:
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
+        self._before_model = 0.0
+
+    def libraries_are_loaded(self) -> None:
+        """The model comes next."""
         self._before_model = resident_mib()
 
     def model_is_ready(self) -> None:
@@ -102,9 +106,13 @@ def labeled_pair(index: int, row: Row) -> LabeledPair:
 
 def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
     """The policy learner of a run: rank 0 of 1, through DeepSpeed."""
+    import deepspeed  # noqa: F401 - the learner imports it when the model is loaded
+    import transformers  # noqa: F401
+
     from pilaf_ray.engines.learner import PolicyLearner
     from pilaf_ray.engines.rendezvous import free_address
 
+    turns.libraries_are_loaded()
     address, port = free_address()
     learner = PolicyLearner(
         rank=0,
@@ -124,6 +132,8 @@ def trl(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
+
+    turns.libraries_are_loaded()
 
     class GivenTokens(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         """Takes tokens and log π_ref as they are: TRL would tokenise texts, and run the reference beforehand."""
@@ -178,6 +188,7 @@ def trl(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
         bf16=bfloat16,
         gradient_checkpointing=arguments["gradient_checkpointing"],
         use_cpu=True,
+        dataloader_pin_memory=False,
         report_to=[],
         logging_strategy="no",
         save_strategy="no",
@@ -207,6 +218,7 @@ def forward_backward(turns: Turns, batch: Sequence[Row], arguments: dict[str, An
     """The bare Hugging Face model: logits of all rows at once, cross-entropy, gradients; no optimizer."""
     from transformers import AutoModelForCausalLM
 
+    turns.libraries_are_loaded()
     dtype = getattr(torch, arguments["precision"])
     network: Any = AutoModelForCausalLM.from_pretrained(arguments["model_path"], dtype=dtype).train()
     sequences = [row["prompt"] + row[side] for side in ("a", "b") for row in batch]

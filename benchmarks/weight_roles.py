@@ -111,7 +111,9 @@ async def update(
     """Seconds of the update; and of the stretch without tokens around it, where responses are under way."""
     under_way: list[asyncio.Task[SampledResponse]] = [asyncio.create_task(generator.generate(r)) for r in requests]
     if under_way:
-        await steps.wait(STEPS_BEFORE)
+        begun = asyncio.create_task(steps.wait(STEPS_BEFORE))
+        await asyncio.wait([begun, asyncio.gather(*under_way)], return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
     started = time.perf_counter()
     await generator.update_weights(ticket, deadline_seconds=deadline_seconds)
     ended = time.perf_counter()
