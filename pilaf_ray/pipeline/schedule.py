@@ -1,5 +1,6 @@
 """Which pairs a step trains on, and after which steps the policy is handed out."""
 
+import bisect
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,35 +67,43 @@ class _Pool:
     """Admitted pairs by plan index."""
 
     def __init__(self) -> None:
-        self._open: set[int] = set()
+        # In order, so that looking for a batch touches a batch, however many are in flight.
+        self._open: list[int] = []
         self._ready: dict[int, LabeledPair] = {}
 
     def open(self, indices: Sequence[int]) -> None:
-        self._open.update(indices)
+        new = sorted(indices)
+        follow = not self._open or not new or self._open[-1] < new[0]
+        self._open += new
+        if not follow:  # what an interrupted run had sampled comes before what it had only planned
+            self._open.sort()
 
     def close(self, index: int) -> None:
-        self._open.remove(index)
+        place = bisect.bisect_left(self._open, index)
+        assert self._open[place] == index, f"pair {index} is not on its way"
+        del self._open[place]
 
     def add(self, item: LabeledPair) -> None:
         self._ready[item.pair.plan.index] = item
 
     def first(self, end: int, *, start: int = 0, key: Callable[[int], int] | None = None) -> list[LabeledPair] | None:
         """Pairs ``start`` to ``end`` in the order of ``key``, or of plan; None unless all are there and labelled."""
-        if key is not None and len(self._ready) < len(self._open):
+        if len(self._open) < end or (key is not None and len(self._ready) < len(self._open)):
             return None
-        wanted = heapq.nsmallest(end, self._open, key=key)
-        if len(wanted) < end or any(index not in self._ready for index in wanted[start:]):
+        wanted = (self._open[:end] if key is None else heapq.nsmallest(end, self._open, key=key))[start:]
+        if any(index not in self._ready for index in wanted):
             return None
-        return [self._ready[index] for index in wanted[start:]]
+        return [self._ready[index] for index in wanted]
 
     def identity(self, index: int) -> str:
         """Identity of a labelled pair."""
         return self._ready[index].pair_id
 
     def remove(self, items: Sequence[LabeledPair]) -> None:
-        for item in items:
-            self._open.remove(item.pair.plan.index)
-            del self._ready[item.pair.plan.index]
+        gone = {item.pair.plan.index for item in items}
+        self._open = [index for index in self._open if index not in gone]
+        for index in gone:
+            del self._ready[index]
 
 
 class OnlineSchedule:
