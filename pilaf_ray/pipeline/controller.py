@@ -1,13 +1,14 @@
 """The loops that move pairs between the roles.
 
-     plan loop ──▶ one task a pair ──▶ label loop ──▶ schedule (batches in order) ──▶ learner loop
-        ▲          samples a and b      oracle and                                      │
-        │                               reference, side by side                         │ pushed version
-        │       refused │                   │ abstained                                 ▼
-        └─ staleness gate ◀─┴───────────────┴────────────── slots ◀──────────────── sync loop
+     plan loop ──▶ one task a pair ──▶ labelling ──▶ schedule (batches in order) ──▶ learner loop
+        ▲          samples a and b     oracle and                                      │
+        │                              reference, side by side                         │ pushed version
+        │       refused │                  │ abstained                                 ▼
+        └─ staleness gate ◀─┴──────────────┴────────────── slots ◀──────────────── sync loop
 
-Plan and label loop are in ``pair_supply.py``, learner and sync loop here. The controller holds no
-model, no Ray and no torch. Everything that must survive is in the store before the next loop sees it.
+The plan loop is in ``pair_supply.py``, the labelling in ``labelling.py``, learner and sync loop here. The
+controller holds no model, no Ray and no torch. Everything that must survive is in the store before the
+next loop sees it.
 """
 
 import asyncio
@@ -124,7 +125,7 @@ class Controller:
         learner = asyncio.create_task(self._learner_loop(), name="learner loop")
         workers = [
             asyncio.create_task(self._supply.plan_loop(), name="plan loop"),
-            asyncio.create_task(self._supply.label_loop(), name="label loop"),
+            asyncio.create_task(self._supply.labelling.run(), name="label and record loops"),
             asyncio.create_task(self._sync_loop(), name="sync loop"),
         ]
         try:
@@ -143,7 +144,7 @@ class Controller:
         """Consumes the schedule's batches of labelled pairs; produces pushed versions.
 
         Waits for the next pairs of the schedule, even where later ones are ready: that is
-        what bounds the age. Unblocked by the label loop, and by the sync loop when two
+        what bounds the age. Unblocked by the labelling, and by the sync loop when two
         versions would be under way at once.
         """
         while True:

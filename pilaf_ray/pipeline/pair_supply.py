@@ -5,22 +5,20 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pilaf_ray.errors import OracleError, PilafError, PoisonPairError, PromptError
+from pilaf_ray.errors import PilafError, PoisonPairError, PromptError
 from pilaf_ray.pipeline.gate import StalenessGate
+from pilaf_ray.pipeline.labelling import MAX_ENDED_IN_A_ROW, Labelling
 from pilaf_ray.pipeline.pair_sampling import PairSource
 from pilaf_ray.pipeline.ports import OraclePort, ReferencePort, StorePort
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.store.records import UnfinishedWork
-from pilaf_ray.types import LabeledPair, PairPlan, PreferenceLabel, ResponsePair
+from pilaf_ray.types import LabeledPair, PairPlan
 
 logger = logging.getLogger(__name__)
 
-MAX_ENDED_IN_A_ROW = 256
-"""Abstentions, or refusals: more than chance explains for any oracle or prompts that are worth having."""
-
 
 class PairSupply:
-    """Plans, samples and labels pairs; one that ends without a label is replaced by one that is planned later.
+    """Plans pairs and has them sampled and labelled; one that ends without a label is replaced by one that is planned later.
 
     Args:
         pairs: makes pairs of plans.
@@ -53,26 +51,32 @@ class PairSupply:
         fail_fast: bool,
     ) -> None:
         self._pairs = pairs
-        self._oracle, self._reference, self._store = oracle, reference, store
+        self._store = store
         self._plan = plan
         self._next_index = next_index
         self._to_plan = to_plan
         self._schedule = schedule
         self._gate = gate
         self._changed = changed
-        self._label_batch = label_batch_pairs
         self._unfinished = unfinished
         self._planned = deque(unfinished.planned)
         self._fail_fast = fail_fast
-        self._sampled: asyncio.Queue[ResponsePair] = asyncio.Queue()
-        self._abstained_in_a_row = 0
         self._refused_in_a_row = 0
+        self.labelling = Labelling(
+            oracle=oracle,
+            reference=reference,
+            store=store,
+            batch_pairs=label_batch_pairs,
+            labelled=self._labelled,
+            reject=self._reject,
+        )
+        """What becomes of the pairs once they are sampled; runs beside the plan loop."""
 
     async def plan_loop(self) -> None:
         """Consumes plan indices and the unfinished work of an earlier attempt.
 
         Produces sampled pairs. Waits for a slot of the gate; unblocked by the sync loop (slots of trained
-        pairs), the label loop (slots of abstained pairs), and pairs that are refused or rejected.
+        pairs), the labelling (slots of abstained pairs), and pairs that are refused or rejected.
         """
         async with asyncio.TaskGroup() as sampling:
             self._resume()
@@ -99,7 +103,7 @@ class PairSupply:
         self._to_plan = max(0, self._to_plan - len(taken) - len(self._planned))
         self._take(taken)
         for pair in left.sampled:
-            self._sampled.put_nowait(pair)
+            self.labelling.add(pair)
         for item in left.labeled:
             self._schedule.add(item)
         self._changed.set()
@@ -131,51 +135,7 @@ class PairSupply:
             await self._reject(plan, error)
         else:
             self._refused_in_a_row = 0
-            self._sampled.put_nowait(pair)
-
-    async def label_loop(self) -> None:
-        """Consumes sampled pairs in small batches; produces labelled pairs.
-
-        Waits for the first sampled pair and takes what else is there; unblocked by any
-        finished generation. Several batches are labelled at once, so a slow oracle does
-        not hold up the reference.
-        """
-        async with asyncio.TaskGroup() as labelling:
-            while True:
-                pairs = [await self._sampled.get()]
-                while len(pairs) < self._label_batch and not self._sampled.empty():
-                    pairs.append(self._sampled.get_nowait())
-                await self._store.add_responses(pairs)
-                labelling.create_task(self._label(pairs))
-
-    async def _label(self, pairs: Sequence[ResponsePair]) -> None:
-        try:
-            labels, references = await asyncio.gather(self._oracle.label(pairs), self._reference.score(pairs))
-        except PoisonPairError as error:
-            if len(pairs) == 1:
-                await self._reject(pairs[0].plan, error)
-            else:
-                for pair in pairs:
-                    await self._label([pair])
-            return
-        await self._store.add_labels(labels, references)
-        for pair, label, reference in zip(pairs, labels, references, strict=True):
-            if label.is_abstention:
-                self._count_abstention(label)
-                self._end(pair.plan)
-            else:
-                self._abstained_in_a_row = 0
-                self._schedule.add(LabeledPair(pair=pair, label=label, reference=reference))
-        self._changed.set()
-
-    def _count_abstention(self, label: PreferenceLabel) -> None:
-        """An oracle that never answers would have pairs replaced without end."""
-        self._abstained_in_a_row += 1
-        if self._abstained_in_a_row >= MAX_ENDED_IN_A_ROW:
-            raise OracleError(
-                f"the oracle abstained from {self._abstained_in_a_row} pairs in a row, the last time because: "
-                f"{label.reason or 'no reason given'}; look at the oracle, then continue with --resume"
-            )
+            self.labelling.add(pair)
 
     async def _refuse(self, plan: PairPlan, error: PromptError) -> None:
         """REJECTED with its reason, and replaced; too many in a row mean that the prompts are at fault."""
@@ -187,6 +147,14 @@ class PairSupply:
             ) from error
         logger.warning("pair %s is rejected: %s", plan.pair_id, error)
         await self._reject(plan, error)
+
+    def _labelled(self, items: Sequence[LabeledPair], abstained: Sequence[PairPlan]) -> None:
+        """They are in the ledger."""
+        for item in items:
+            self._schedule.add(item)
+        for plan in abstained:
+            self._end(plan)
+        self._changed.set()
 
     async def _reject(self, plan: PairPlan, error: PilafError) -> None:
         """Set the pair aside with its cause."""
