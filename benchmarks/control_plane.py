@@ -48,9 +48,11 @@ from pilaf_ray.data.prompts import PromptCursor
 from pilaf_ray.evaluation.step_metrics import step_metrics
 from pilaf_ray.observability.sinks import JsonlSink
 from pilaf_ray.pipeline.budget import RunBudget
-from pilaf_ray.pipeline.controller import Controller, Ports, StepReport
+from pilaf_ray.pipeline.controller import Controller
+from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import OnlineSchedule
+from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.pipeline.weight_sync import WeightSync
 from pilaf_ray.sampling.plans import PilafSampler
 from pilaf_ray.types import PairPlan, PairState, Prompt

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class PairSupply:
-    """Plans pairs and has them sampled and labelled; one that ends without a label is replaced by one that is planned later.
+    """Plans pairs and has them sampled and labelled; one that ends without a label is replaced later.
 
     Args:
         pairs: makes pairs of plans.

@@ -4,7 +4,7 @@
                                                           │ scores
      RolloutStream ── rollouts of step k ─────────────────┴─▶ policy's step k
 
-The controller's gate, ledger, label loop and weight sync stay what they are: a pair counts as
+The controller's gate, ledger, labelling and weight sync stay what they are: a pair counts as
 trained when r̂ has taken it in.
 """
 
