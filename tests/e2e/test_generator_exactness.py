@@ -1,6 +1,7 @@
 """One engine decodes exactly from the mixture of two models, whatever its scheduler does."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,27 +123,35 @@ def assert_records(response: SampledResponse, request: GenerationRequest, models
 
 
 def test_next_token_distribution(engine: Generator, run: Run, models: Any) -> None:
-    """Chi-square of 10,000 draws with their own seeds against the exact mixture, c = 0.5."""
-    draws = 10_000
+    """Chi-square of seeded draws against the exact mixture, for the coefficients that the samplers use."""
+    draws = {0.5: 10_000, 0.0: 3_000, -0.5: 3_000, -1.0: 3_000}
     prompt = requests_for([0.5], prompt_length=MODEL_LENGTH - 1)[0].prompt_token_ids
     requests = [
-        GenerationRequest(request_id=f"chi-{i}", prompt_token_ids=prompt, coefficient=0.5, seed=i) for i in range(draws)
+        GenerationRequest(request_id=f"chi-{c}-{i}", prompt_token_ids=prompt, coefficient=c, seed=i)
+        for c, count in draws.items()
+        for i in range(count)
     ]
-    counts = torch.zeros(512, dtype=torch.float64)
-    for response in together(engine, run, requests):
+    random.Random(0).shuffle(requests)  # so that the coefficients share batches
+    counts = {c: torch.zeros(512, dtype=torch.float64) for c in draws}
+    for request, response in zip(requests, together(engine, run, requests), strict=True):
         assert len(response.token_ids) == 1
-        counts[response.token_ids[0]] += 1
-    expected = mixed_logprobs(*models, prompt, 0.5)[-1].exp().double() * draws
+        counts[request.coefficient][response.token_ids[0]] += 1
+    for c, count in draws.items():
+        assert chi_square_z(counts[c], mixed_logprobs(*models, prompt, c)[-1].exp().double()) < 3.1, c  # p > 0.001
+        assert counts[c].sum() == count
+
+
+def chi_square_z(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Standard normal deviate of Pearson's statistic, by Wilson and Hilferty's cube root; rare tokens count as one."""
+    expected = probabilities * counts.sum()
     common = expected >= 5
     observed = torch.cat([counts[common], counts[~common].sum().view(1)])
     expected = torch.cat([expected[common], expected[~common].sum().view(1)])
     statistic = ((observed - expected) ** 2 / expected).sum()
     degrees = len(observed) - 1
-    # Wilson-Hilferty: the cube root of chi-square over its degrees is nearly normal.
-    spread = 2 / (9 * degrees)
-    z = ((statistic / degrees) ** (1 / 3) - (1 - spread)) / spread**0.5
     assert degrees > 30
-    assert z < 3.1  # p > 0.001
+    spread = 2 / (9 * degrees)
+    return float(((statistic / degrees) ** (1 / 3) - (1 - spread)) / spread**0.5)
 
 
 @pytest.mark.parametrize("coefficient", [0.0, 0.5, -1.0])
