@@ -44,9 +44,11 @@ CHARTS: tuple[Chart, ...] = (
           caption="Z⁺Z⁻ is 1 where the implicit reward is constant; its logarithm is about the reward's variance "
           "under the policy. Far from 1 the fair coin and T-PILAF's exact weights part."),
     Chart(title="Reward model's accuracy", keys=("reward_model/accuracy", "reward_model/held_out_accuracy"),
-          unit="share", caption="On pairs that r̂ had not trained on; held-out ones it never trains on. Rises from 0.5."),
+          unit="share",
+          caption="On pairs that r̂ had not trained on; held-out ones it never trains on. Rises from 0.5."),
     Chart(title="Reward model's calibration", keys=("reward_model/calibration_error", "reward_model/brier_skill"),
-          unit="", caption="The error compares r̂'s chances with the labels, bin by bin, and should stay small; the skill rises "
+          unit="",
+          caption="The error compares r̂'s chances with the labels, bin by bin, and should stay small; the skill rises "
           "from 0 with chances that are both sharp and right."),
     Chart(title="Response length", keys=("response/tokens",), unit="tokens",
           caption="A steady drift is length hacking."),
