@@ -10,15 +10,19 @@ import multiprocessing
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+from sqlalchemy import Table
 
 from benchmarks.machine import machine
 from pilaf_ray.store import codec
 from pilaf_ray.store.ledger import PreferenceLedger
 from pilaf_ray.store.tables import labels, pairs, plans, responses
 from pilaf_ray.types import FinishReason, PairPlan, Prompt, SampledResponse, VersionSpan
+
+Row = dict[str, object]
 
 PORT = 8399
 BATCH = 64
@@ -52,96 +56,89 @@ def fill(path: Path, count: int) -> None:
     (path / "config.json").write_text(json.dumps(config))
     ledger = PreferenceLedger(f"sqlite:///{path / 'preferences.db'}")
     draw = random.Random(0)
-    words = [f"word{n}" for n in range(500)]
-
-    def response(version: int) -> bytes:
-        return codec.encode(
-            SampledResponse(
-                token_ids=tuple(range(64)),
-                text=" ".join(draw.choices(words, k=48)),
-                coefficient=0.0,
-                logprobs=(-1.5,) * 64,
-                versions=(VersionSpan(version=version, start=0, end=64),),
-                finish_reason=FinishReason.STOP,
-            )
-        )
-
-    texts = [response(version) for version in range(200)]
+    texts = [response(version, draw) for version in range(200)]
     for start in range(0, count, 20_000):
-        rows: dict[str, list[dict[str, object]]] = {name: [] for name in ("pairs", "plans", "responses", "labels")}
+        rows: dict[Table, list[Row]] = {table: [] for table in (pairs, plans, responses, labels)}
         for index in range(start, min(start + 20_000, count)):
-            step = index // BATCH + 1
-            branch = ("on_policy", "interpolated")[index % 2]
-            prompt = Prompt(
-                prompt_id=f"p-{index % 3000}", text=f"Write about topic {index % 3000}", token_ids=(1, 2, 3)
-            )
-            plan = PairPlan(
-                pair_id=f"{index:032x}",
-                index=index,
-                prompt=prompt,
-                branch=branch,
-                coefficient_a=0.0,
-                coefficient_b=0.0,
-                seed_a=index,
-                seed_b=index,
-                present_b_first=False,
-                label_seed=index,
-            )
-            rows["plans"].append({"plan_index": index, "prompt": prompt.text, "plan": codec.encode(plan)})
-            rows["responses"].append(
-                {
-                    "plan_index": index,
-                    "response_a": texts[index % 200],
-                    "response_b": texts[(index + 7) % 200],
-                    "draw": None,
-                }
-            )
-            rows["labels"].append(
-                {
-                    "sequence": index + 1,
-                    "key": plan.pair_id,
-                    "plan_index": index,
-                    "sampling": 0,
-                    "kind": "verdict",
-                    "source": "function",
-                    "annotator": None,
-                    "probability": draw.choice((0.0, 1.0, 0.9)),
-                    "reason": None,
-                    "reward_a": 0.1,
-                    "reward_b": 0.2,
-                    "withdraws": None,
-                    "details": None,
-                    "late": False,
-                    "created_at": index,
-                }
-            )
-            rows["pairs"].append(
-                {
-                    "plan_index": index,
-                    "pair_id": plan.pair_id,
-                    "state": "abstained" if index % 9973 == 0 else "trained",
-                    "branch": branch,
-                    "sampling": 0,
-                    "min_version": max(0, step - 1 - index % 2),
-                    "max_version": step - 1,
-                    "label_sequence": index + 1,
-                    "reference_a": -1.0,
-                    "reference_b": -1.0,
-                    "trained_step": step,
-                    "planned_at": index,
-                    "sampled_at": index,
-                    "labeled_at": index,
-                    "trained_at": index,
-                }
-            )
+            for table, row in pair_rows(index, texts, draw).items():
+                rows[table].append(row)
         with ledger.database.writing() as connection:
-            for table in (pairs, plans, responses, labels):
-                connection.execute(table.insert(), rows[table.name])
+            for table, new in rows.items():
+                connection.execute(table.insert(), new)
     ledger.close()
     with (path / "metrics.jsonl").open("w") as stream:
         for step in range(1, count // BATCH + 1):
             row = {"step": step, "loss": 0.6, "age/max": 1, "time/wait": 0.1, "time/train": 0.2, "time/push": 0.1}
             stream.write(json.dumps(row) + "\n")
+
+
+def response(version: int, draw: random.Random) -> bytes:
+    """An answer of 64 tokens as the ledger keeps it."""
+    return codec.encode(
+        SampledResponse(
+            token_ids=tuple(range(64)),
+            text=" ".join(f"word{draw.randrange(500)}" for _ in range(48)),
+            coefficient=0.0,
+            logprobs=(-1.5,) * 64,
+            versions=(VersionSpan(version=version, start=0, end=64),),
+            finish_reason=FinishReason.STOP,
+        )
+    )
+
+
+def pair_rows(index: int, texts: Sequence[bytes], draw: random.Random) -> dict[Table, Row]:
+    """What the ledger's tables say of one pair."""
+    step, topic = index // BATCH + 1, index % 3000
+    plan = PairPlan(
+        pair_id=f"{index:032x}",
+        index=index,
+        prompt=Prompt(prompt_id=f"p-{topic}", text=f"Write about topic {topic}", token_ids=(1, 2, 3)),
+        branch=("on_policy", "interpolated")[index % 2],
+        coefficient_a=0.0,
+        coefficient_b=0.0,
+        seed_a=index,
+        seed_b=index,
+        present_b_first=False,
+        label_seed=index,
+    )
+    moments = dict.fromkeys(("planned_at", "sampled_at", "labeled_at", "trained_at"), index)
+    return {
+        plans: {"plan_index": index, "prompt": plan.prompt.text, "plan": codec.encode(plan)},
+        responses: {
+            "plan_index": index,
+            "response_a": texts[index % 200],
+            "response_b": texts[(index + 7) % 200],
+            "draw": None,
+        },
+        labels: {
+            **dict.fromkeys(("annotator", "reason", "withdraws", "details")),
+            "sequence": index + 1,
+            "key": plan.pair_id,
+            "plan_index": index,
+            "sampling": 0,
+            "kind": "verdict",
+            "source": "function",
+            "probability": draw.choice((0.0, 1.0, 0.9)),
+            "reward_a": 0.1,
+            "reward_b": 0.2,
+            "late": False,
+            "created_at": index,
+        },
+        pairs: {
+            "plan_index": index,
+            "pair_id": plan.pair_id,
+            "state": "abstained" if index % 9973 == 0 else "trained",
+            "branch": plan.branch,
+            "sampling": 0,
+            "min_version": max(0, step - 1 - index % 2),
+            "max_version": step - 1,
+            "label_sequence": index + 1,
+            "reference_a": -1.0,
+            "reference_b": -1.0,
+            "trained_step": step,
+            **moments,
+        },
+    }
 
 
 def run_server(path: str) -> None:

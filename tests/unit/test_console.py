@@ -45,6 +45,8 @@ def test_the_overview_says_what_metrics_and_evaluations_say(client: TestClient) 
     }  # fmt: skip
     # 2 pairs a step, and 4 s a step.
     assert re.search(r"Pairs per second</span><b>0\.5<", page)
+    # (12 + 24 + 36 + 48) tokens in four steps of four seconds.
+    assert "7.5 tokens/s" in page
 
 
 def test_markup_of_models_and_messages_is_text(client: TestClient) -> None:
