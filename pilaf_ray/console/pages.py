@@ -46,12 +46,13 @@ def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
         keys = dict.fromkeys(key for row in records.metrics[-50:] for key in row)
         in_flight = (records.bound + 1) * records.batch_pairs
         shown = charts_for(keys, bound=records.bound, in_flight=in_flight)
-        return pages.show(request, visitor, "overview.html.j2", charts=shown, **_numbers(records, ledger))
+        figures = pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger))
+        return pages.show(request, visitor, "overview.html.j2", charts=shown, numbers=figures)
 
     @router.get("/numbers", response_class=HTMLResponse)
-    def numbers(request: Request, visitor: see) -> HTMLResponse:
+    def numbers(visitor: see) -> HTMLResponse:
         records.refresh()
-        return pages.show(request, visitor, "_numbers.html.j2", **_numbers(records, ledger))
+        return HTMLResponse(pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger)))
 
     @router.get("/live", response_class=EventSourceResponse)
     async def live(request: Request, visitor: see) -> AsyncIterator[ServerSentEvent]:
