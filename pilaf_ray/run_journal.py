@@ -29,6 +29,7 @@ from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
+from pilaf_ray.observability.tensorboard_sink import FOLDER, TensorBoardSink
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.guards import Alarm
 from pilaf_ray.pipeline.step_report import StepReport
@@ -38,7 +39,7 @@ from pilaf_ray.types import PairState, RoleUsage
 
 
 class RunJournal:
-    """The run folder's records, the terminal, wandb, Prometheus and the webhook, behind one face.
+    """The run folder's records, the terminal, wandb, TensorBoard, Prometheus and the webhook, behind one face.
 
     Made while Ray is connected: Prometheus is reached through it.
 
@@ -64,6 +65,7 @@ class RunJournal:
             folder=folder.path,
             config=config.model_dump(),
         )
+        self._tensorboard = TensorBoardSink(folder.path / FOLDER) if config.logging.tensorboard else None
         self._prometheus = PrometheusSink(config.run.name) if config.logging.prometheus else None
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
@@ -114,6 +116,8 @@ class RunJournal:
         metrics = step_metrics(report) | busy_metrics(self._shares.since_last())
         self._metrics.write(metrics)
         self._wandb.write(metrics)
+        if self._tensorboard is not None:
+            self._tensorboard.write(metrics)
         if self._prometheus is not None:
             self._prometheus.write(metrics)
             self._prometheus.write_roles(self._activity.lines())
@@ -128,6 +132,8 @@ class RunJournal:
     def cut_after(self, step: int) -> None:
         """Forget the metrics of later steps: they will be done again."""
         self._metrics.cut_after(step)
+        if self._tensorboard is not None:
+            self._tensorboard.cut_after(step)
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Keep a held-out evaluation."""
@@ -174,5 +180,7 @@ class RunJournal:
         )
 
     def close(self) -> None:
-        """Hand over what wandb has not sent yet."""
+        """Hand over what wandb has not sent yet, and close TensorBoard's file."""
         self._wandb.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
