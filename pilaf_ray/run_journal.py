@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -66,7 +66,7 @@ class RunJournal:
             config=config.model_dump(),
         )
         self._tensorboard = TensorBoardSink(folder.path / FOLDER) if config.logging.tensorboard else None
-        self._prometheus = PrometheusSink(config.run.name) if config.logging.prometheus else None
+        self._prometheus = PrometheusSink(config.run.name, folder.path.parent) if config.logging.prometheus else None
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
@@ -87,9 +87,17 @@ class RunJournal:
         """Since the journal was opened."""
         return time.monotonic() - self._started
 
-    def kept_status(self) -> AbstractAsyncContextManager[None]:
-        """Keep the status file while the block runs."""
-        return kept_status(self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines)
+    @asynccontextmanager
+    async def kept_status(self) -> AsyncIterator[None]:
+        """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
+        try:
+            async with kept_status(
+                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines
+            ):
+                yield
+        finally:
+            if self._prometheus is not None:
+                self._prometheus.close()
 
     def on_terminal(self) -> AbstractContextManager[object]:
         """Show the run on the terminal while the block runs."""
