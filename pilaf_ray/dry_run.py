@@ -6,7 +6,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pilaf_ray.build import RunInputs, build_inputs, build_schedule, with_warm_start
+from pilaf_ray.build import RunInputs, build_inputs, build_schedule, check_logging, with_warm_start
 from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.limits import NO_STEP_LIMIT
@@ -29,6 +29,7 @@ def print_plan(config: RunConfig) -> None:
     config = with_warm_start(config)
     for line in config.departures_from_theory:
         console.print(f"warning: {line}", markup=False)
+    check_logging(config)
     inputs = build_inputs(config)
     estimates = role_memory(config)
     console.print(_roles(config, inputs, estimates))

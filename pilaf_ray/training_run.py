@@ -47,6 +47,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         console.print(f"warning: {line}", markup=False)
     path = Path(config.run.folder) / config.run.name
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
+    build.check_logging(config)
     inputs = build.build_inputs(config)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)

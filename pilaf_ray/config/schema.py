@@ -219,8 +219,10 @@ class LoggingSection(Section):
     """auto: online where logged in, offline otherwise."""
     wandb_project: str = "pilaf-ray"
     """Project name."""
+    tensorboard: bool = False
+    """Write event files into the run folder's tensorboard/; tensorboard --logdir shows all runs of a folder."""
     prometheus: bool = False
-    """Set Ray gauges at every step, which the nodes' agents serve to Prometheus."""
+    """Set Ray gauges at every step, and say in run.folder/.prometheus/ where Prometheus finds them."""
 
 
 class RunConfig(Section):

@@ -83,8 +83,8 @@ async def test_answers_reach_the_run_and_outlive_the_console(tmp_path: Path) -> 
     assert len(await desk.history()) == 2 and (await store.counts())[PairState.SAMPLED] == 2
 
 
-async def test_every_name_of_the_dashboard_is_exposed() -> None:
-    sink = PrometheusSink("run-a")
+async def test_every_name_of_the_dashboard_is_exposed(tmp_path: Path) -> None:
+    sink = PrometheusSink("run-a", tmp_path)
     sink.write({"step": 3, **{d.key: 0.25 for d in METRICS}})
     sink.write_roles({"generator": (2, 0.5)})
     sink.write_counts({PairState.TRAINED: 7})
