@@ -43,7 +43,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         PilafError: with one line that says what is wrong and how to mend it.
     """
     console = console or Console()
-    for line in config.departures_from_theory:
+    for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
     path = Path(config.run.folder) / config.run.name
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)

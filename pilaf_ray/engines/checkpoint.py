@@ -6,30 +6,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pilaf_ray.engines.retention import RetentionPolicy
 from pilaf_ray.errors import CheckpointError
 
 _MANIFEST = "manifest.json"
 
 
-def kept_steps(
-    steps: Sequence[int], *, last: int, best: int = 0, every: int | None = None, scores: Mapping[int, float]
-) -> set[int]:
-    """Which checkpoints stay: the newest ``last``, the ``best`` by score, and those at multiples of ``every``.
-
-    Example: ``kept_steps([5, 10, 15, 20], last=1, best=1, scores={5: 0.9, 10: 0.2})`` is ``{5, 20}``
-    """
-    ordered = sorted(steps)
-    judged = sorted((step for step in ordered if step in scores), key=lambda step: (scores[step], step), reverse=True)
-    multiples = [step for step in ordered if every and step % every == 0]
-    return {*ordered[-last:], *judged[:best], *multiples}
-
-
 class CheckpointStore:
-    """Checkpoints ``step-000010`` in one folder; :func:`kept_steps` says which stay.
+    """Checkpoints ``step-000010`` in one folder; :class:`RetentionPolicy` says which stay.
 
     Args:
         scores: what is known of steps when one is written, higher is better.
@@ -49,7 +37,7 @@ class CheckpointStore:
         self._folder = folder
         for leftover in folder.glob("tmp.*") if clean else ():
             shutil.rmtree(leftover)
-        self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
+        self._retention = RetentionPolicy(last=keep_last, best=keep_best, every=keep_every)
         self._scores = scores
         self._behind: asyncio.Task[None] | None = None
 
@@ -121,16 +109,13 @@ class CheckpointStore:
             self._point(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._prune(keep)
+        self._prune(step, keep)
 
-    def _prune(self, keep: int | None) -> None:
+    def _prune(self, newest: int, keep: int | None) -> None:
         folders = {_step(folder): folder for folder in self._all()}
-        kept = kept_steps(
-            list(folders), last=self._keep_last, best=self._keep_best, every=self._keep_every, scores=self._scores()
-        )
-        for step, folder in folders.items():
-            if step not in kept and step != keep:
-                shutil.rmtree(folder)
+        kept = self._retention.kept(folders, newest=newest, scores=self._scores(), serving=keep)
+        for step in folders.keys() - kept:
+            shutil.rmtree(folders[step])
 
     def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint that verifies, of those of steps before ``before``."""
