@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
 from pilaf_ray.config.guards import GuardsSection
 from pilaf_ray.config.limits import (
@@ -185,19 +186,6 @@ class WeightsSection(Section):
     """
     recompute_caches: bool = False
     """Whether responses under way are given fresh KV caches of new weights, or keep what the old ones left."""
-
-
-class CheckpointSection(Section):
-    """Checkpoints."""
-
-    every_steps: int = Field(default=50, ge=1)
-    """One is always written at the end, too."""
-    keep_last: int = Field(default=2, ge=1)
-    """Older ones are removed, except for:"""
-    keep_best: int = Field(default=0, ge=0)
-    """So many with the highest J on the held-out prompts, of those that were evaluated (evaluation.every_steps)."""
-    keep_every: int | None = Field(default=None, ge=1)
-    """Those of steps that are multiples of it."""
 
 
 class EvaluationSection(Section):

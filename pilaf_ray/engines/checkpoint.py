@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,22 @@ from pilaf_ray.errors import CheckpointError
 _MANIFEST = "manifest.json"
 
 
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is, if there is one."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """Names of the files that a checkpoint is made of, its manifest among them."""
+    return [*json.loads((folder / _MANIFEST).read_text())["sha256"], _MANIFEST]
+
+
 class CheckpointStore:
     """Checkpoints ``step-000010`` in one folder; :class:`RetentionPolicy` says which stay.
 
     Args:
         scores: what is known of steps when one is written, higher is better.
+        held: steps that somebody still reads; they are removed with a later checkpoint.
         clean: remove what a killed run has left half-written; not for those who only look.
     """
 
@@ -32,13 +43,14 @@ class CheckpointStore:
         keep_best: int = 0,
         keep_every: int | None = None,
         scores: Callable[[], Mapping[int, float]] = dict,
+        held: Callable[[], Set[int]] = frozenset,
         clean: bool = True,
     ) -> None:
         self._folder = folder
         for leftover in folder.glob("tmp.*") if clean else ():
             shutil.rmtree(leftover)
         self._retention = RetentionPolicy(last=keep_last, best=keep_best, every=keep_every)
-        self._scores = scores
+        self._scores, self._held = scores, held
         self._behind: asyncio.Task[None] | None = None
 
     async def write(self, step: int, writer: Callable[[Path], Awaitable[None]], *, keep: int | None = None) -> Path:
@@ -85,7 +97,7 @@ class CheckpointStore:
     async def _publish_behind(
         self, step: int, temporary: Path, published: Callable[[int, Path], None], keep: int | None
     ) -> None:
-        final = self._folder / f"step-{step:06d}"
+        final = step_folder(self._folder, step)
         with self._failures(step):
             await asyncio.to_thread(self._publish, step, temporary, final, keep)
         published(step, final)
@@ -114,7 +126,7 @@ class CheckpointStore:
     def _prune(self, newest: int, keep: int | None) -> None:
         folders = {_step(folder): folder for folder in self._all()}
         kept = self._retention.kept(folders, newest=newest, scores=self._scores(), serving=keep)
-        for step in folders.keys() - kept:
+        for step in folders.keys() - kept - self._held():
             shutil.rmtree(folders[step])
 
     def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
@@ -126,11 +138,11 @@ class CheckpointStore:
 
     def has(self, step: int) -> bool:
         """Whether there is a checkpoint of ``step`` that verifies."""
-        return self._verifies(self._folder / f"step-{step:06d}")
+        return self._verifies(step_folder(self._folder, step))
 
     def at(self, step: int) -> Path:
         """The checkpoint of ``step``; raises CheckpointError where it is missing or damaged."""
-        folder = self._folder / f"step-{step:06d}"
+        folder = step_folder(self._folder, step)
         if not self._verifies(folder):
             raise CheckpointError(
                 f"{folder} is missing or damaged, and the round under way is sampled from it: put it back, or remove "
