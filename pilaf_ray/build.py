@@ -19,6 +19,7 @@ from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
+from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
@@ -27,6 +28,7 @@ from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
+from pilaf_ray.resource_plan import lora_settings
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
@@ -51,6 +53,8 @@ def build_inputs(config: RunConfig) -> RunInputs:
     for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
         _require_model(key, path)
     _check_scalar_heads(config)
+    if lora := lora_settings(config):
+        count_adapter_parameters(config.model.policy, lora)
     check_models(config.model.policy, config.model.reference_path, max_model_len=config.model.max_length)
     check_tokenizers(config.model.policy, config.model.reference_path)
     train = _load(config, config.prompts.train)
@@ -245,8 +249,10 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
     """Arguments of the policy learner's class, rank and rendezvous aside."""
     learner = config.learner
     if isinstance(config.algorithm, RolloutAlgorithm):
-        return rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
+        arguments = rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
+        return {**arguments, "lora": lora_settings(config)}
     return {
+        "lora": lora_settings(config),
         "model_path": config.model.policy,
         "world_size": learner.ranks,
         "zero_stage": learner.zero_stage,

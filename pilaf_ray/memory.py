@@ -75,6 +75,8 @@ class LearnerSettings:
     gradient_checkpointing: bool
     transport: str
     on_gpu: bool
+    adapter_parameters: int | None = None
+    """Of low-rank adapters, which are all that is trained and sent; None trains every weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +89,8 @@ class GeneratorSettings:
     max_num_batched_tokens: int
     tensor_parallel_size: int
     on_gpu: bool
+    adapter_parameters: int | None = None
+    """What an update brings; None brings every weight."""
 
 
 def shape_of(config: object, *, head: bool = True) -> ModelShape:
@@ -138,26 +142,28 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
     """One learner rank. With GPUs the model is still loaded, sent out and saved through host memory."""
     n, element = shape.parameters, BYTES[settings.precision]
     stage, ranks = settings.zero_stage, settings.ranks
-    share = n / ranks
+    adapters = settings.adapter_parameters
+    trained, held = (n, n) if adapters is None else (adapters, n + adapters)
+    share = trained / ranks
     tokens = settings.micro_batch_tokens
     layer = layer_activations(shape, element)
     kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
     activations = tokens * kept
     # On GPUs DeepSpeed takes its bucket whole; on CPUs only what is written to becomes resident.
-    bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, n)
+    bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, trained)
     work = {
-        "weights": element * (share if stage == 3 else n),
-        "gradients": element * (share if stage == 3 else n),
+        "weights": element * (held / ranks if stage == 3 else held),
+        "gradients": element * (share if stage == 3 else trained),
         "reduced gradients": 4 * share if stage else 0,
         "master weights": 4 * share if stage or element < 4 else 0,
-        "optimizer": 8 * (share if stage else n),
+        "optimizer": 8 * (share if stage else trained),
         "communication": element * bucket if stage else 0,
         "activations": activations,
         "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
     }
     host = {
         "loading": 4 * n if settings.on_gpu else 0,
-        "weights to send": element * n * (2 if settings.transport == "gloo" else 1),
+        "weights to send": element * trained * (2 if settings.transport == "gloo" else 1),
         "checkpoint": element * n,
         "allocator": 0 if settings.on_gpu else KEPT_SHARE * activations,
         "runtime": RUNTIME_MIB["learner"] * MIB,
@@ -194,12 +200,13 @@ def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEs
     workers = settings.tensor_parallel_size if settings.on_gpu else 1
     n = shape.parameters
     both = 2 * element * n / workers
+    received = n / workers if settings.adapter_parameters is None else settings.adapter_parameters
     work = {
         "weights": both,
         "KV cache": settings.kv_cache_gib * GIB,
         "activations": settings.max_num_batched_tokens * element * (4 * shape.hidden + 3 * shape.intermediate),
         "logits": settings.max_num_seqs * shape.vocabulary * (4 * 4 + 2 * 8),
-        "weights received": element * n / workers,
+        "weights received": element * received,
     }
     if not settings.on_gpu:
         # vLLM packs linear layers for its CPU kernels after all are loaded, and tied output heads beside them.

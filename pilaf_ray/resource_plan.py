@@ -8,6 +8,7 @@ from pilaf_ray.config.resources import LearnerResourcesConfig, RoleResourcesConf
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.engines.lora_checks import LoraSettings, count_adapter_parameters
 from pilaf_ray.memory import (
     GIB,
     GeneratorSettings,
@@ -68,11 +69,18 @@ def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
     )
 
 
+def lora_settings(config: RunConfig) -> LoraSettings | None:
+    """The adapters that are trained; None where every weight is."""
+    return None if config.model.lora is None else LoraSettings(**config.model.lora.model_dump())
+
+
 def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[MemoryEstimate, ...]:
     """One replica of every role; ``shape`` is the policy's, read from its folder when left out."""
     policy = shape or read_shape(config.model.policy)
     dtype = resolve_dtype(config.model.dtype)
     generation, learner, r = config.generation, config.learner, config.resources
+    lora = lora_settings(config)
+    adapters = None if lora is None else count_adapter_parameters(config.model.policy, lora)
     return (
         generator_memory(
             policy,
@@ -83,9 +91,10 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
                 max_num_batched_tokens=max(generation.max_num_batched_tokens, config.model.max_length),
                 tensor_parallel_size=generation.tensor_parallel_size,
                 on_gpu=r.generator.gpus > 0,
+                adapter_parameters=adapters,
             ),
         ),
-        _learner_memory(config, policy),
+        _learner_memory(config, policy, adapters),
         scorer_memory(
             "reference",
             policy,
@@ -109,7 +118,7 @@ def _scalar_head_shape(head: RewardModelSection | ValueModelConfig, policy: Mode
     return shape, 1.0 if head.trainable_layers is None else head.trainable_layers / shape.layers
 
 
-def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
+def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None) -> MemoryEstimate:
     """The policy's learner, and in the same process PPO's value model."""
     learner = config.learner
     settings = LearnerSettings(
@@ -121,13 +130,15 @@ def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
         gradient_checkpointing=learner.gradient_checkpointing,
         transport=config.weights.transport,
         on_gpu=config.resources.learner.gpus > 0,
+        adapter_parameters=adapters,
     )
     own = learner_memory(policy, settings)
     if not isinstance(config.algorithm, PpoConfig):
         return own
     value = config.algorithm.value
     shape, trained = _scalar_head_shape(value, policy)
-    beside = scalar_head_memory("value", shape, replace(settings, logprob_chunk_tokens=0), trained=trained)
+    whole = replace(settings, logprob_chunk_tokens=0, adapter_parameters=None)
+    beside = scalar_head_memory("value", shape, whole, trained=trained)
     # The two take turns, so activations are there once; the process is one.
     shared = {"activations", "allocator", "runtime", "logits"}
     device, host = (

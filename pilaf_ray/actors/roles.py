@@ -195,12 +195,12 @@ class _Learner(_Rank):
 
     def publish(self, version: int) -> "WeightUpdate | None":
         """Push; every rank walks the parameters in lockstep, rank 0 alone sends them."""
-        weights: Iterator[tuple[str, Tensor]] = self._learner.named_weights()
+        weights: Iterator[tuple[str, Tensor]] = self._learner.sent_weights()
         if self._publisher is None:
             for _ in weights:
                 pass
             return None
-        return self._publisher.publish(version, weights)
+        return self._publisher.publish(version, weights, adapter_scale=self._learner.adapter_scale)
 
     @ray.method(concurrency_group="beside")  # type: ignore[untyped-decorator]
     def publish_again(self, version: int) -> "WeightUpdate | None":

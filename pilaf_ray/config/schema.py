@@ -22,6 +22,7 @@ from pilaf_ray.config.limits import (
     round_steps,
     step_limit,
 )
+from pilaf_ray.config.model import ModelSection
 from pilaf_ray.config.oracle import FunctionOracleConfig, OracleConfig, RewardModelOracleConfig, ScoringOracleConfig
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
@@ -31,26 +32,6 @@ from pilaf_ray.config.submission import SubmissionSection
 from pilaf_ray.config.supervision import SupervisionSection
 
 _SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
-
-
-class ModelSection(Section):
-    """The policy and the reference: Hugging Face folders or hub ids."""
-
-    policy: str
-    """Start of the policy."""
-    reference: str | None = None
-    """The fixed reference; model.policy when left out."""
-    init_from: str | None = None
-    """A run, a checkpoint of one or a model folder that the policy starts from; the reference stays what it is."""
-    dtype: Dtype = "auto"
-    """Number format of generation and reference; auto is bfloat16 where the hardware has it."""
-    max_length: int = Field(ge=8)
-    """Longest prompt and response together, in tokens."""
-
-    @property
-    def reference_path(self) -> str:
-        """The reference that is used."""
-        return self.reference or self.policy
 
 
 class PromptSourceConfig(Section):
@@ -296,6 +277,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"schedule.type: iterative freezes the policy for a round, and algorithm.type: {self.algorithm.type} "
                 "needs rollouts of the newest: set schedule.type: online, or algorithm.type: dpo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_keep_their_reference(self) -> Self:
+        if self.model.lora and isinstance(self.schedule, IterativeScheduleConfig) and self.schedule.reset_reference:
+            raise ValueError(
+                "schedule.reset_reference gives each round another reference, and model.lora adapts one: set "
+                "schedule.reset_reference: false, or leave model.lora out"
             )
         return self
 

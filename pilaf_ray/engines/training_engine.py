@@ -28,6 +28,9 @@ class TrainingEngine(ABC):
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
 
+    keeps_frozen = True
+    """Whether checkpoints hold weights that are not trained; without them those of the model's folder stay."""
+
     def __init__(
         self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, precision: str, **settings: Any
     ) -> None:
@@ -143,11 +146,15 @@ class TrainingEngine(ABC):
         it is to be copied before the next is asked for. A tied output head appears once, as
         the input embedding.
         """
+        for name, parameter in self.network.named_parameters():
+            with self._whole(parameter):
+                yield name, parameter.detach().to("cpu", self._dtype)
+
+    def _whole(self, *parameters: nn.Parameter) -> Any:
+        """A block in which ``parameters`` are not divided among ranks."""
         import deepspeed
 
-        for name, parameter in self.network.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                yield name, parameter.detach().to("cpu", self._dtype)
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=hasattr(parameters[0], "ds_id"))
 
     def save(self, folder: Path, *, state: Mapping[str, Any] | None = None) -> None:
         """DeepSpeed's native checkpoint with ``state``, the RNG state, and a Hugging Face folder ``hf/``."""
@@ -163,7 +170,13 @@ class TrainingEngine(ABC):
 
     def _save(self, folder: Path, state: dict[str, Any]) -> None:
         state["schedule"] = self._schedule.state_dict()
-        self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, client_state=state)
+        self._engine.save_checkpoint(
+            str(folder),
+            tag="deepspeed",
+            save_latest=False,
+            client_state=state,
+            exclude_frozen_parameters=not self.keeps_frozen,
+        )
         torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
         weights = {name: tensor.clone() for name, tensor in self.named_weights()}
         if self.rank == 0:
@@ -171,7 +184,7 @@ class TrainingEngine(ABC):
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore what :meth:`save` wrote, with the same number of ranks; returns its ``state``."""
-        _, state = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        _, state = self._engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=self.keeps_frozen)
         self._schedule.load_state_dict(state.pop("schedule"))
         torch.set_rng_state(torch.load(folder / f"rng-{self.rank}.pt", weights_only=True))
         restored: dict[str, Any] = state
