@@ -40,8 +40,9 @@ def print_plan(config: RunConfig) -> None:
     if nodes:
         _print_placement(console, config, estimates, plan_on(config, nodes))
     train, held_out = inputs.train, inputs.evaluation
+    streamed = ", streamed" if config.prompts.train.stream else ""
     lines = [
-        f"prompts: {len(train.prompts)} to train on, {len(held_out.prompts)} held out",
+        f"prompts: {train.count} to train on{streamed}, {len(held_out.prompts)} held out",
         _budget(config),
         *_rollout_lines(config),
         f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "

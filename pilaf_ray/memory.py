@@ -6,7 +6,7 @@ CPUs every part lies in host memory. The constants of this module are measured;
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pilaf_ray.errors import ModelError
 
@@ -51,6 +51,8 @@ class MemoryEstimate:
     role: str
     device: tuple[tuple[str, float], ...]
     host: tuple[tuple[str, float], ...]
+    first_only: tuple[str, ...] = ()
+    """Parts in host memory that only the first replica has."""
 
     @property
     def device_bytes(self) -> float:
@@ -59,8 +61,12 @@ class MemoryEstimate:
 
     @property
     def host_bytes(self) -> float:
-        """Sum in host memory."""
+        """Sum in host memory; of the first replica, where they differ."""
         return sum(size for _, size in self.host)
+
+    def host_bytes_of(self, replica: int) -> float:
+        """Sum in host memory of one replica."""
+        return sum(size for name, size in self.host if replica == 0 or name not in self.first_only)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +174,8 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
         "allocator": 0 if settings.on_gpu else KEPT_SHARE * activations,
         "runtime": RUNTIME_MIB["learner"] * MIB,
     }
-    return _estimate("learner", work, host, on_gpu=settings.on_gpu)
+    estimate = _estimate("learner", work, host, on_gpu=settings.on_gpu)
+    return replace(estimate, first_only=("weights to send", "checkpoint"))
 
 
 def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, *, trained: float) -> MemoryEstimate:
@@ -191,7 +198,8 @@ def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, 
     def scale(sizes: tuple[tuple[str, float], ...]) -> dict[str, float]:
         return {name: size * (share if name in scaled else 1.0) for name, size in sizes if name != "weights to send"}
 
-    return MemoryEstimate(role=role, device=tuple(scale(parts.device).items()), host=tuple(scale(parts.host).items()))
+    device, host = (tuple(scale(sizes).items()) for sizes in (parts.device, parts.host))
+    return MemoryEstimate(role=role, device=device, host=host, first_only=parts.first_only)
 
 
 def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEstimate:

@@ -145,7 +145,8 @@ def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None)
         (*mine, *((f"value model's {name}", size) for name, size in more if name not in shared))
         for mine, more in ((own.device, beside.device), (own.host, beside.host))
     )
-    return replace(own, device=device, host=host)
+    first_only = (*own.first_only, *(f"value model's {name}" for name in beside.first_only))
+    return replace(own, device=device, host=host, first_only=first_only)
 
 
 def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
@@ -197,7 +198,8 @@ def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], 
                 lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {max(sizes):g}: {mend}")
     room = {node.name: node.memory_gib for node in plan.nodes}
     for name, members in plan.members_by_node().items():
-        needed = sum(by_role[member.rsplit("-", 1)[0]].host_bytes for member in members) / GIB
+        replicas = [member.rsplit("-", 1) for member in members]
+        needed = sum(by_role[role].host_bytes_of(int(replica)) for role, replica in replicas) / GIB
         if room[name] and needed > room[name]:
             lines.append(
                 f"{name} has {room[name]:.0f} GiB of memory, the roles on it would take {needed:.0f}: "

@@ -24,6 +24,7 @@ from pilaf_ray.config.limits import (
 )
 from pilaf_ray.config.model import ModelSection
 from pilaf_ray.config.oracle import FunctionOracleConfig, OracleConfig, RewardModelOracleConfig, ScoringOracleConfig
+from pilaf_ray.config.prompts import PromptsSection
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
@@ -32,36 +33,6 @@ from pilaf_ray.config.submission import SubmissionSection
 from pilaf_ray.config.supervision import SupervisionSection
 
 _SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
-
-
-class PromptSourceConfig(Section):
-    """Where prompts come from."""
-
-    path: str
-    """A .jsonl, .csv or .parquet file, a hub data set, or builtin:reviews/train|evaluation|final."""
-    column: str = "prompt"
-    """Column that holds the prompt text."""
-    split: str = "train"
-    """Split of a hub data set."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take only the first so many."""
-
-
-class PromptsSection(Section):
-    """Prompts and how they are rendered."""
-
-    train: PromptSourceConfig
-    """Prompts to learn from."""
-    evaluation: PromptSourceConfig
-    """Held-out prompts; never trained on."""
-    system_prompt: str | None = None
-    """System message; the template's own default when left out."""
-    chat_template: bool = True
-    """Render prompts with the tokenizer's chat template."""
-    max_prompt_tokens: int = Field(ge=1)
-    """Longest rendered prompt, in tokens."""
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer prompt; dropped and truncated ones are counted."""
 
 
 class GenerationSection(Section):

@@ -92,7 +92,7 @@ class TrainedPolicy(TrainingEngine):
         super()._save(folder, state)
         if self._lora is None:
             return
-        adapters = {name: tensor.clone() for name, tensor in self.sent_weights()}
+        adapters = self._kept(self.sent_weights())
         if self.rank == 0:
             write_adapter_folder(adapters, self._lora, folder / "adapter", base=self._base)
 

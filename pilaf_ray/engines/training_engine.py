@@ -178,9 +178,17 @@ class TrainingEngine(ABC):
             exclude_frozen_parameters=not self.keeps_frozen,
         )
         torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
-        weights = {name: tensor.clone() for name, tensor in self.named_weights()}
+        weights = self._kept(self.named_weights())
         if self.rank == 0:
             write_hf_folder(self.network, weights, folder / "hf")
+
+    def _kept(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies on rank 0; the other ranks walk along and keep nothing, for the whole of a large model is too much."""
+        kept = {}
+        for name, tensor in tensors:
+            if self.rank == 0:
+                kept[name] = tensor.clone()
+        return kept
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore what :meth:`save` wrote, with the same number of ranks; returns its ``state``."""

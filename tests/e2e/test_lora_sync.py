@@ -39,7 +39,7 @@ class Adapted:
             reference_path=str(self.folder),
             dtype="float32",
             max_model_len=256,
-            max_new_tokens=40,
+            max_new_tokens=8,
             max_num_seqs=8,
             kv_cache_gib=0.05,
             weight_transport=transport,
@@ -113,7 +113,7 @@ def check(adapted: Adapted, policy: torch.nn.Module, version: int) -> None:
             request_id=f"{version}-{coefficient}", prompt_token_ids=(5, 6, 7), coefficient=coefficient, seed=11
         )
         response = adapted.run(adapted.generator.generate(request))
-        assert_replayed(response, request, [(policy, 40)], adapted.base)
+        assert_replayed(response, request, [(policy, 8)], adapted.base)
         assert {span.version for span in response.versions} == {version}
 
 
