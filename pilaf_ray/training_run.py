@@ -14,7 +14,8 @@ from pilaf_ray.actors.launch import Roles
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
+from pilaf_ray.engines.learner_layout import require_loadable
 from pilaf_ray.errors import GuardError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
@@ -28,7 +29,7 @@ from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
-from pilaf_ray.run_checkpoints import RunCheckpoints
+from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, open_run_folder
 from pilaf_ray.run_journal import RunJournal
 from pilaf_ray.run_mirror import fetch_run, require_new
@@ -74,6 +75,8 @@ def _train_with_one_reference(
     with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
         asyncio.run(run.run(resume=resume))
+    if found is not None:
+        require_loadable(found[1], read_manifest(found[1]), learner_layouts(config))
     return run.ended_by == build.ROUND_ENDED
 
 
