@@ -26,6 +26,7 @@ from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
+from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
@@ -37,6 +38,9 @@ from pilaf_ray.run_restoring import RestoredRun, RunRestorer
 from pilaf_ray.types import TokenPair
 
 logger = logging.getLogger(__name__)
+
+SPARE_GENERATORS = 16
+"""So many can be added to a run on a private cluster, as far as Ray's counts go."""
 
 
 def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -72,7 +76,9 @@ def _train_with_one_reference(
     checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
     found = checkpoints.latest() if resume else None
     config, until = build.with_round_reference(config, checkpoints, step=found[0] if found else 0)
-    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
+    # CPUs of a private cluster are a count, not cores: generators that are added later find some.
+    spare = SPARE_GENERATORS * config.resources.generator.cpus
+    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus + spare):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
         asyncio.run(run.run(resume=resume))
     if found is not None:
@@ -205,15 +211,17 @@ class TrainingRun:
             return restored
 
         self._furthest = begun.step
-        with self._journal.training():
-            return await train_through_losses(
-                begun,
-                train=lambda work: self._train(roles, evaluator, work),
-                rebuild=rebuild,
-                furthest_step=lambda: self._furthest,
-                policy=build.supervision_policy(self._config),
-                report=self._journal.event,
-            )
+        report = self._journal.event
+        async with scaled_on_request(self._folder.path, roles.generators.resize, report=report):
+            with self._journal.training():
+                return await train_through_losses(
+                    begun,
+                    train=lambda work: self._train(roles, evaluator, work),
+                    rebuild=rebuild,
+                    furthest_step=lambda: self._furthest,
+                    policy=build.supervision_policy(self._config),
+                    report=report,
+                )
 
     async def _train(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun) -> int:
         journal = self._journal
