@@ -75,14 +75,14 @@ def _train_with_one_reference(
     """Whether training goes on with another reference."""
     checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
     found = checkpoints.latest() if resume else None
+    if found is not None:
+        require_loadable(found[1], read_manifest(found[1]), learner_layouts(config))
     config, until = build.with_round_reference(config, checkpoints, step=found[0] if found else 0)
     # CPUs of a private cluster are a count, not cores: generators that are added later find some.
     spare = SPARE_GENERATORS * config.resources.generator.cpus
     with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus + spare):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
         asyncio.run(run.run(resume=resume))
-    if found is not None:
-        require_loadable(found[1], read_manifest(found[1]), learner_layouts(config))
     return run.ended_by == build.ROUND_ENDED
 
 
@@ -154,8 +154,11 @@ class TrainingRun:
             self._config, self._inputs, self._folder, report=self._journal.event, console=self._console
         )
         self._journal.event("roles ready", seconds=self._journal.seconds)
-        self._side = LearnerSide(self._config, self._inputs.train, self._roles, warn=self._warn)
+        self._side = self._learner_side(self._roles)
         return self._roles
+
+    def _learner_side(self, roles: Roles) -> LearnerSide:
+        return LearnerSide(self._config, self._inputs.train, roles, warn=self._warn, report=self._journal.event)
 
     def _warn(self, step: int, complaint: str) -> None:
         self._journal.event("reward model unhealthy", step=step, complaint=complaint)
@@ -205,7 +208,7 @@ class TrainingRun:
             self._journal.phase("rebuilding the policy learner")
             roles.generators.forget_weights()
             await asyncio.gather(*(group.rebuild() for group in (roles.learner, roles.reward) if group is not None))
-            self._side = LearnerSide(self._config, self._inputs.train, roles, warn=self._warn)
+            self._side = self._learner_side(roles)
             restored = await self._restore(roles, resume=True, rebuilt=True)
             self._journal.evaluations.load(until_step=restored.step)
             return restored

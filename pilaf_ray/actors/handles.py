@@ -183,9 +183,9 @@ class ReferencePool(_Replicas):
         result: list[float] = await self.ask("score_responses", list(items), pairs=pairs)
         return result
 
-    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        """log π_ref of each response token of single (prompt, response) token pairs."""
-        result: list[list[float]] = await self.ask("score_tokens", list(items))
+    async def score_tokens(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[list[float]]:
+        """log π_ref of each response token of single (prompt, response) token pairs, which ``pairs`` are about."""
+        result: list[list[float]] = await self.ask("score_tokens", list(items), pairs=pairs)
         return result
 
 
