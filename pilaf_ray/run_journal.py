@@ -47,10 +47,17 @@ class RunJournal:
 
     Args:
         roles: the roles that compute, by name, as they are now; none before they have started.
+        others: the roles that do not, in the same way.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, console: Console, *, roles: Callable[[], Mapping[str, Metered]]
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        console: Console,
+        *,
+        roles: Callable[[], Mapping[str, Metered]],
+        others: Callable[[], Mapping[str, Metered]],
     ) -> None:
         self._config = config
         self._folder = folder
@@ -72,7 +79,7 @@ class RunJournal:
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
-        self._activity = RoleActivity(roles)
+        self._activity = RoleActivity(roles, others=others)
         self._shares = BusyShares(self._activity.busy)
         self._training_seconds = 0.0
         self._utilization: dict[str, float] = {}
@@ -94,7 +101,7 @@ class RunJournal:
         """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
         try:
             async with kept_status(
-                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines
+                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.states
             ):
                 yield
         finally:

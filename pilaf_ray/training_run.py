@@ -110,7 +110,11 @@ class TrainingRun:
         self._console = console
         self._roles: Roles | None = None
         self._journal = RunJournal(
-            config, folder, console, roles=lambda: self._roles.computing if self._roles is not None else {}
+            config,
+            folder,
+            console,
+            roles=lambda: self._roles.computing if self._roles is not None else {},
+            others=lambda: {"store": self._roles.store} if self._roles is not None else {},
         )
         self._checkpoints = RunCheckpoints(config, folder, self._journal)
         self._restorer = RunRestorer(config, self._checkpoints.store, report=self._journal.event)

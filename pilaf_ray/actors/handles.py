@@ -7,6 +7,7 @@ replicas that are lost (``pipeline/replicas.py``).
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from pilaf_ray.actors.calls import call, end_actor
 from pilaf_ray.errors import OracleUnavailableError, PilafError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
 from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
@@ -56,13 +58,25 @@ class _Replicas:
         self._report = report
         self._policy = policy
         self.meter = BusyMeter()
+        self._pulses: dict[Any, Pulse] = {}
         self._pool: ReplicaPool[Any] = ReplicaPool(
             role, actors, replace=spawn, end=end_actor, ping=self._ping, policy=policy, report=report
         )
 
     async def _ping(self, actor: Any) -> None:
         # The pool has its own, shorter patience.
-        await call(actor.heartbeat.remote(), role=self._role, seconds=self._seconds)
+        memory = await call(actor.heartbeat.remote(), role=self._role, seconds=self._seconds)
+        self._pulses[actor] = Pulse(time=time.time(), memory_mib=memory)
+
+    @property
+    def replicas(self) -> list[ReplicaStatus]:
+        """Each replica and its newest heartbeat."""
+        living = self._pool.living()
+        self._pulses = {actor: pulse for actor, pulse in self._pulses.items() if actor in living.values()}
+        return [
+            ReplicaStatus(number=number, serving=number in living, pulse=self._pulses.get(living.get(number)))
+            for number in self._pool.numbers
+        ]
 
     async def ask(self, method: str, *arguments: Any, pairs: Sequence[str] = ()) -> Any:
         """Call ``method`` on the least loaded replica; ``pairs`` are the ids of the pairs it is about."""

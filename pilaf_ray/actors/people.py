@@ -20,6 +20,8 @@ from pilaf_ray.actors.handles import OraclePool
 from pilaf_ray.errors import ConfigError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.run_status import ReplicaStatus
+from pilaf_ray.observability.sinks import EventLog
 from pilaf_ray.oracle.mixture import LabelSource
 from pilaf_ray.store.desk import Backlog, Opinions, Progress
 from pilaf_ray.store.records import LabelEvent, Lease
@@ -123,6 +125,11 @@ class PeoplePool:
         """Stop watching what scores."""
         await self._scorer.close()
 
+    @property
+    def replicas(self) -> list[ReplicaStatus]:
+        """Of what scores."""
+        return self._scorer.replicas
+
     async def usage(self) -> list[RoleUsage]:
         """Of what scores; people are not measured."""
         return await self._scorer.usage()
@@ -145,6 +152,8 @@ class _Console:
         from pilaf_ray.console.app import create_app
         from pilaf_ray.console.serving import server
 
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            EventLog(Path(run) / "events.jsonl").record("console restarted")
         desk = None if store is None else DeskHandle(desk_of(store, call_seconds=call_seconds))
         app = create_app(Path(run), host=host, allowed_hosts=allowed_hosts, desk=desk)
         self._server = server(app, host=host, port=port)

@@ -74,6 +74,11 @@ class ReplicaPool(Generic[W]):
         """The replicas that take work now, by number."""
         return {slot.number: slot.worker for slot in self._slots.values() if slot.worker is not None}
 
+    @property
+    def numbers(self) -> list[int]:
+        """All replicas, those that are being replaced included."""
+        return sorted(self._slots)
+
     def __len__(self) -> int:
         return len(self._slots)
 

@@ -84,6 +84,12 @@ async def test_answers_reach_the_run_and_outlive_the_console_and_the_store(tmp_p
     assert [(label.pair_id, label.probability, label.source) for label in found] == [
         (f"pair-{number}", 0.5, "human") for number in waiting
     ]
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events[-1] == "console restarted"
+    async with asyncio.timeout(60):
+        while (pulse := store.replicas[0].pulse) is None:
+            await asyncio.sleep(0.1)
+    assert store.replicas[0].serving and 20.0 < pulse.memory_mib < 2000.0
     assert len(await desk.history()) == 3 and (await store.counts())[PairState.SAMPLED] == len(waiting)
 
 

@@ -153,7 +153,8 @@ class _FakeGenerator:
     def __init__(self) -> None:
         self._version = 0
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> float:
+        return 1.0
 
     def pull(self, version: int) -> None:
         self._version = version
@@ -256,7 +257,8 @@ class _Updatable:
         self._transport = transport
         self._version = 0
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> float:
+        return 1.0
 
     def update_weights(self, ticket: Ticket, _deadline_seconds: float) -> None:
         if ticket.transport != self._transport:
@@ -319,7 +321,8 @@ class _Rank:
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> float:
+        return 1.0
 
     def pid(self) -> int:
         return os.getpid()

@@ -75,7 +75,9 @@ def test_no_page_needs_an_inline_script_or_style(client: TestClient) -> None:
 def test_secrets_in_logs_are_struck_out(client: TestClient) -> None:
     page = client.get("/roles").text
     assert "0123456789abcdef" not in page and "WANDB_API_KEY=•••" in page
-    assert re.search(r"<dt>deaths</dt><dd>1</dd>", page)
+    for name, text in (("times lost", "1"), ("memory", "1.5 GiB"), ("state", "serving")):
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+    assert "&lt;b&gt;killed" in page and "<b>killed" not in page
 
 
 def test_only_the_roles_that_may_see_a_page_see_it(run: Path) -> None:
