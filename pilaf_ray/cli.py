@@ -125,6 +125,18 @@ def replay(
 
 
 @app.command()
+def sizing(
+    config: Annotated[Path, typer.Argument(help="YAML configuration with resources.nodes.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. learner.ranks=8")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapters, where model.lora does not say.")] = 16,
+) -> None:
+    """Print what a configuration takes on its cluster; models may be folders with nothing but a config.json."""
+    from pilaf_ray.sizing import sizing as table
+
+    typer.echo(table(load_config(config, overrides or []), rank=rank), nl=False)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report

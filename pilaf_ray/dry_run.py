@@ -6,7 +6,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pilaf_ray.build import RunInputs, build_inputs, build_schedule, with_warm_start
+from pilaf_ray.build import RunInputs, build_inputs, build_schedule, check_logging, with_warm_start
 from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.limits import NO_STEP_LIMIT
@@ -31,6 +31,7 @@ def print_plan(config: RunConfig) -> None:
     open_mirror(config)
     for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
+    check_logging(config)
     inputs = build_inputs(config)
     estimates = role_memory(config)
     console.print(_roles(config, inputs, estimates))
@@ -39,8 +40,9 @@ def print_plan(config: RunConfig) -> None:
     if nodes:
         _print_placement(console, config, estimates, plan_on(config, nodes))
     train, held_out = inputs.train, inputs.evaluation
+    streamed = ", streamed" if config.prompts.train.stream else ""
     lines = [
-        f"prompts: {len(train.prompts)} to train on, {len(held_out.prompts)} held out",
+        f"prompts: {train.count} to train on{streamed}, {len(held_out.prompts)} held out",
         _budget(config),
         *_rollout_lines(config),
         f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "

@@ -8,7 +8,7 @@ from pilaf_ray import build_rewards
 from pilaf_ray.actors.launch import Roles
 from pilaf_ray.config.algorithms import RolloutAlgorithm
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.data.prompts import PromptSet
+from pilaf_ray.data.prompt_turns import PromptSource
 from pilaf_ray.pipeline.policy_optimization import PolicyOptimizer
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.pipeline.reward_monitor import MonitoredLearner
@@ -29,7 +29,7 @@ class LearnerSide:
     def __init__(
         self,
         config: RunConfig,
-        prompts: PromptSet,
+        prompts: PromptSource,
         roles: Roles,
         *,
         warn: Callable[[int, str], None],

@@ -48,10 +48,10 @@ class RunCheckpoints:
             serving: the step that generators sample from until the end of the round.
         """
 
-        def published(step: int, path: Path) -> None:
-            self._journal.event("checkpoint", step=step, path=str(path))
+        async def published(step: int, path: Path) -> None:
             if self._mirror is not None:
                 self._mirror.add(step, serving=serving)
+            await self._journal.checkpoint(step, path, policy=path / "learner" / "hf")
 
         with self._journal.spans.measure("checkpoint"):
             await self.store.write_behind(step, writer, published=published, keep=serving)

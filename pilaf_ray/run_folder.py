@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilaf_ray.errors import RunFolderError
+from pilaf_ray.errors import PromptError, RunFolderError
 from pilaf_ray.pipeline.scaling import NAME as SCALE_REQUEST
 
 
@@ -39,9 +39,30 @@ class RunFolder:
         return self.path / "logs" / f"attempt_{self.attempt}"
 
     @property
+    def prompts(self) -> Path:
+        """What identifies the prompts that the run began with."""
+        return self.path / "prompts.json"
+
+    @property
     def report(self) -> Path:
         """The final report."""
         return self.path / "report"
+
+
+def keep_prompts(folder: RunFolder, *, path: str, count: int, fingerprint: str) -> None:
+    """Write down which prompts a run has; raises PromptError where it began with others.
+
+    Pairs are planned by position in an order of the prompts, so with others a resumed run would ask some twice.
+    """
+    if not folder.prompts.is_file():
+        folder.prompts.write_text(json.dumps({"path": path, "count": count, "fingerprint": fingerprint}))
+        return
+    before = json.loads(folder.prompts.read_text())
+    if before["fingerprint"] != fingerprint:
+        raise PromptError(
+            f"{path}: not the prompts that the run began with ({before['count']} then, {count} now): put them back, "
+            "or start a new run"
+        )
 
 
 @contextmanager

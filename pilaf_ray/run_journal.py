@@ -1,10 +1,12 @@
 """What a run says of itself: steps, events, evaluations and alarms to those who keep or show them, and its report."""
 
+import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +31,7 @@ from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
+from pilaf_ray.observability.tensorboard_sink import FOLDER, TensorBoardSink
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.guards import Alarm
 from pilaf_ray.pipeline.step_report import StepReport
@@ -38,7 +41,7 @@ from pilaf_ray.types import PairState, RoleUsage
 
 
 class RunJournal:
-    """The run folder's records, the terminal, wandb, Prometheus and the webhook, behind one face.
+    """The run folder's records, the terminal, wandb, TensorBoard, Prometheus and the webhook, behind one face.
 
     Made while Ray is connected: Prometheus is reached through it.
 
@@ -64,7 +67,8 @@ class RunJournal:
             folder=folder.path,
             config=config.model_dump(),
         )
-        self._prometheus = PrometheusSink(config.run.name) if config.logging.prometheus else None
+        self._tensorboard = TensorBoardSink(folder.path / FOLDER) if config.logging.tensorboard else None
+        self._prometheus = PrometheusSink(config.run.name, folder.path.parent) if config.logging.prometheus else None
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
@@ -85,9 +89,17 @@ class RunJournal:
         """Since the journal was opened."""
         return time.monotonic() - self._started
 
-    def kept_status(self) -> AbstractAsyncContextManager[None]:
-        """Keep the status file while the block runs."""
-        return kept_status(self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines)
+    @asynccontextmanager
+    async def kept_status(self) -> AsyncIterator[None]:
+        """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
+        try:
+            async with kept_status(
+                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines
+            ):
+                yield
+        finally:
+            if self._prometheus is not None:
+                self._prometheus.close()
 
     def on_terminal(self) -> AbstractContextManager[object]:
         """Show the run on the terminal while the block runs."""
@@ -114,6 +126,8 @@ class RunJournal:
         metrics = step_metrics(report) | busy_metrics(self._shares.since_last())
         self._metrics.write(metrics)
         self._wandb.write(metrics)
+        if self._tensorboard is not None:
+            self._tensorboard.write(metrics)
         if self._prometheus is not None:
             self._prometheus.write(metrics)
             self._prometheus.write_roles(self._activity.lines())
@@ -128,12 +142,21 @@ class RunJournal:
     def cut_after(self, step: int) -> None:
         """Forget the metrics of later steps: they will be done again."""
         self._metrics.cut_after(step)
+        if self._tensorboard is not None:
+            self._tensorboard.cut_after(step)
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Keep a held-out evaluation."""
         self.evaluations.add(result)
         self._wandb.write_samples(result.step, sample_rows(result, self._config.evaluation.sample_prompts))
         self.event("evaluation", step=result.step, reward=sum(result.rewards) / len(result.rewards))
+
+    async def checkpoint(self, step: int, path: Path, *, policy: Path) -> None:
+        """Tell of a checkpoint that is on disk; ``policy`` is its model folder."""
+        self.event("checkpoint", step=step, path=str(path))
+        if self._config.logging.wandb_checkpoints:
+            # wandb hashes and copies the files before it returns.
+            await asyncio.to_thread(self._wandb.write_checkpoint, step, policy)
 
     def alarm(self, alarm: Alarm) -> None:
         """Tell people that a guard's limit was passed."""
@@ -174,5 +197,7 @@ class RunJournal:
         )
 
     def close(self) -> None:
-        """Hand over what wandb has not sent yet."""
+        """Hand over what wandb has not sent yet, and close TensorBoard's file."""
         self._wandb.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()

@@ -31,7 +31,7 @@ from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
-from pilaf_ray.run_folder import RunFolder, open_run_folder
+from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
 from pilaf_ray.run_journal import RunJournal
 from pilaf_ray.run_mirror import fetch_run, require_new
 from pilaf_ray.run_restoring import RestoredRun, RunRestorer
@@ -58,9 +58,12 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     elif (step := fetch_run(config, path)) is not None:
         console.print(f"resuming from step {step} at {config.checkpoint.mirror}", markup=False)
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
+    build.check_logging(config)
     inputs = build.build_inputs(config)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
+        train = inputs.train
+        keep_prompts(folder, path=config.prompts.train.path, count=train.count, fingerprint=train.fingerprint)
         goes_on = True
         while goes_on:
             # With a reference that is reset, every round is a run of its own that resumes the one before.

@@ -7,7 +7,7 @@ actors: the driver process stays light and can run on a login node.
 not taken for a dead one. The generator's goes through its engine, which is a process of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,12 +195,12 @@ class _Learner(_Rank):
 
     def publish(self, version: int) -> "WeightUpdate | None":
         """Push; every rank walks the parameters in lockstep, rank 0 alone sends them."""
-        weights: Iterator[tuple[str, Tensor]] = self._learner.named_weights()
+        weights: Iterator[tuple[str, Tensor]] = self._learner.sent_weights()
         if self._publisher is None:
             for _ in weights:
                 pass
             return None
-        return self._publisher.publish(version, weights)
+        return self._publisher.publish(version, weights, adapter_scale=self._learner.adapter_scale)
 
     @ray.method(concurrency_group="beside")  # type: ignore[untyped-decorator]
     def publish_again(self, version: int) -> "WeightUpdate | None":
@@ -276,7 +276,7 @@ class _Store:
 
         self._desk = LabelDesk(self._ledger, lease_seconds=lease_seconds, inbox=Path(inbox))
 
-    def desk(self, method: str, *arguments: Any, **named: Any) -> Any:
+    def desk(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         return getattr(self._desk, method)(*arguments, **named)
 
 

@@ -22,7 +22,9 @@ from pilaf_ray.config.limits import (
     round_steps,
     step_limit,
 )
+from pilaf_ray.config.model import ModelSection
 from pilaf_ray.config.oracle import FunctionOracleConfig, OracleConfig, RewardModelOracleConfig, ScoringOracleConfig
+from pilaf_ray.config.prompts import PromptsSection
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
@@ -31,56 +33,6 @@ from pilaf_ray.config.submission import SubmissionSection
 from pilaf_ray.config.supervision import SupervisionSection
 
 _SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
-
-
-class ModelSection(Section):
-    """The policy and the reference: Hugging Face folders or hub ids."""
-
-    policy: str
-    """Start of the policy."""
-    reference: str | None = None
-    """The fixed reference; model.policy when left out."""
-    init_from: str | None = None
-    """A run, a checkpoint of one or a model folder that the policy starts from; the reference stays what it is."""
-    dtype: Dtype = "auto"
-    """Number format of generation and reference; auto is bfloat16 where the hardware has it."""
-    max_length: int = Field(ge=8)
-    """Longest prompt and response together, in tokens."""
-
-    @property
-    def reference_path(self) -> str:
-        """The reference that is used."""
-        return self.reference or self.policy
-
-
-class PromptSourceConfig(Section):
-    """Where prompts come from."""
-
-    path: str
-    """A .jsonl, .csv or .parquet file, a hub data set, or builtin:reviews/train|evaluation|final."""
-    column: str = "prompt"
-    """Column that holds the prompt text."""
-    split: str = "train"
-    """Split of a hub data set."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take only the first so many."""
-
-
-class PromptsSection(Section):
-    """Prompts and how they are rendered."""
-
-    train: PromptSourceConfig
-    """Prompts to learn from."""
-    evaluation: PromptSourceConfig
-    """Held-out prompts; never trained on."""
-    system_prompt: str | None = None
-    """System message; the template's own default when left out."""
-    chat_template: bool = True
-    """Render prompts with the tokenizer's chat template."""
-    max_prompt_tokens: int = Field(ge=1)
-    """Longest rendered prompt, in tokens."""
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer prompt; dropped and truncated ones are counted."""
 
 
 class GenerationSection(Section):
@@ -208,8 +160,12 @@ class LoggingSection(Section):
     """auto: online where logged in, offline otherwise."""
     wandb_project: str = "pilaf-ray"
     """Project name."""
+    wandb_checkpoints: bool = False
+    """Keep the policy of each checkpoint as a version of a wandb artifact."""
+    tensorboard: bool = False
+    """Write event files into the run folder's tensorboard/; tensorboard --logdir shows all runs of a folder."""
     prometheus: bool = False
-    """Set Ray gauges at every step, which the nodes' agents serve to Prometheus."""
+    """Set Ray gauges at every step, and say in run.folder/.prometheus/ where Prometheus finds them."""
 
 
 class RunConfig(Section):
@@ -294,6 +250,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"schedule.type: iterative freezes the policy for a round, and algorithm.type: {self.algorithm.type} "
                 "needs rollouts of the newest: set schedule.type: online, or algorithm.type: dpo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_keep_their_reference(self) -> Self:
+        if self.model.lora and isinstance(self.schedule, IterativeScheduleConfig) and self.schedule.reset_reference:
+            raise ValueError(
+                "schedule.reset_reference gives each round another reference, and model.lora adapts one: set "
+                "schedule.reset_reference: false, or leave model.lora out"
             )
         return self
 

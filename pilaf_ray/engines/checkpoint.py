@@ -68,17 +68,21 @@ class CheckpointStore:
 
         The checkpoint of step ``keep`` is not removed, however old it is.
         """
-        published: list[Path] = []
-        await self.write_behind(step, writer, published=lambda _step, path: published.append(path), keep=keep)
+        found: list[Path] = []
+
+        async def published(_step: int, path: Path) -> None:
+            found.append(path)
+
+        await self.write_behind(step, writer, published=published, keep=keep)
         await self.finish()
-        return published[0]
+        return found[0]
 
     async def write_behind(
         self,
         step: int,
         writer: Callable[[Path], Awaitable[None]],
         *,
-        published: Callable[[int, Path], None],
+        published: Callable[[int, Path], Awaitable[None]],
         keep: int | None = None,
     ) -> None:
         """Return once ``writer`` has filled a folder; it is hashed, synced and published in the background.
@@ -105,12 +109,12 @@ class CheckpointStore:
             await asyncio.shield(behind)
 
     async def _publish_behind(
-        self, step: int, temporary: Path, published: Callable[[int, Path], None], keep: int | None
+        self, step: int, temporary: Path, published: Callable[[int, Path], Awaitable[None]], keep: int | None
     ) -> None:
         final = step_folder(self._folder, step)
         with self._failures(step):
             await asyncio.to_thread(self._publish, step, temporary, final, keep)
-        published(step, final)
+        await published(step, final)
 
     @contextmanager
     def _failures(self, step: int) -> Iterator[None]:

@@ -29,6 +29,9 @@ class TrainingEngine(ABC):
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
 
+    keeps_frozen = True
+    """Whether checkpoints hold weights that are not trained; without them those of the model's folder stay."""
+
     def __init__(
         self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, precision: str, **settings: Any
     ) -> None:
@@ -144,11 +147,15 @@ class TrainingEngine(ABC):
         it is to be copied before the next is asked for. A tied output head appears once, as
         the input embedding.
         """
+        for name, parameter in self.network.named_parameters():
+            with self._whole(parameter):
+                yield name, parameter.detach().to("cpu", self._dtype)
+
+    def _whole(self, *parameters: nn.Parameter) -> Any:
+        """A block in which ``parameters`` are not divided among ranks."""
         import deepspeed
 
-        for name, parameter in self.network.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                yield name, parameter.detach().to("cpu", self._dtype)
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=hasattr(parameters[0], "ds_id"))
 
     def save(self, folder: Path, *, state: Mapping[str, Any] | None = None) -> None:
         """DeepSpeed's native checkpoint with ``state``, the RNG state, and a Hugging Face folder ``hf/``."""
@@ -164,11 +171,25 @@ class TrainingEngine(ABC):
 
     def _save(self, folder: Path, state: dict[str, Any]) -> None:
         state["schedule"] = self._schedule.state_dict()
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, client_state=state)
+        self._engine.save_checkpoint(
+            str(folder),
+            tag=TAG,
+            save_latest=False,
+            client_state=state,
+            exclude_frozen_parameters=not self.keeps_frozen,
+        )
         torch.save(torch.get_rng_state(), rng_file(folder, self.rank))
-        weights = {name: tensor.clone() for name, tensor in self.named_weights()}
+        weights = self._kept(self.named_weights())
         if self.rank == 0:
             write_hf_folder(self.network, weights, folder / "hf")
+
+    def _kept(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies on rank 0; the other ranks walk along and keep nothing, for the whole of a large model is too much."""
+        kept = {}
+        for name, tensor in tensors:
+            if self.rank == 0:
+                kept[name] = tensor.clone()
+        return kept
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore what :meth:`save` wrote, with whatever number of ranks; returns its ``state``.
@@ -179,7 +200,7 @@ class TrainingEngine(ABC):
         ranks = saved_ranks(folder)
         if ranks == self.world_size or self._zero_stage == 0:
             # Without ZeRO every rank holds the whole state.
-            _, state = self._engine.load_checkpoint(str(folder), tag=TAG)
+            _, state = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=self.keeps_frozen)
         else:
             form = universal_form(folder, rank=self.rank, world_size=self.world_size)
             with form as (universal, tag), loading_universal(self._engine):

@@ -91,9 +91,13 @@ async def test_a_checkpoint_behind_is_published_once_and_in_order(
 
     monkeypatch.setattr(CheckpointStore, "_seal", slow_seal)
     store, published = CheckpointStore(tmp_path, keep_last=2), list[int]()
-    await store.write_behind(1, write, published=lambda step, _path: published.append(step))
+
+    async def note(step: int, _path: Path) -> None:
+        published.append(step)
+
+    await store.write_behind(1, write, published=note)
     assert (store.latest(), published) == (None, []), "the step goes on before it is published"
-    second = asyncio.create_task(store.write_behind(2, write, published=lambda step, _path: published.append(step)))
+    second = asyncio.create_task(store.write_behind(2, write, published=note))
     await asyncio.sleep(0)
     assert not (tmp_path / "tmp.2").exists(), "the second waits for the first"
     may_seal.set()
@@ -101,6 +105,10 @@ async def test_a_checkpoint_behind_is_published_once_and_in_order(
     await store.finish()
     assert published == [1, 2]
     assert store.latest() == (2, tmp_path / "step-000002")
+
+
+async def ignore(_step: int, _path: Path) -> None:
+    pass
 
 
 async def test_a_failure_behind_is_raised_by_the_next_and_only_once(
@@ -113,9 +121,9 @@ async def test_a_failure_behind_is_raised_by_the_next_and_only_once(
     await store.write(1, write)
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointStore, "_seal", full)
-        await store.write_behind(2, write, published=lambda *_: None)
+        await store.write_behind(2, write, published=ignore)
         with pytest.raises(CheckpointError, match=r"step 2 .* the disk is full"):
-            await store.write_behind(3, write, published=lambda *_: None)
+            await store.write_behind(3, write, published=ignore)
     await store.finish()
     assert store.latest() == (1, tmp_path / "step-000001")
     assert not list(tmp_path.glob("tmp.*"))
