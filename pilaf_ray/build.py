@@ -25,6 +25,7 @@ from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
+from pilaf_ray.observability.tensorboard_sink import require_tensorboard
 from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
@@ -67,6 +68,12 @@ def build_inputs(config: RunConfig) -> RunInputs:
         dtype=resolve_dtype(config.model.dtype),
         precision=resolve_dtype(config.learner.precision),
     )
+
+
+def check_logging(config: RunConfig) -> None:
+    """Raises ConfigError where a package that ``logging`` asks for is missing."""
+    if config.logging.tensorboard:
+        require_tensorboard()
 
 
 def _check_scalar_heads(config: RunConfig) -> None:

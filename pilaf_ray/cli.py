@@ -41,7 +41,10 @@ def train(
         print_plan(settings)
         return
     folder = Path(settings.run.folder) / settings.run.name
-    resume = resume or (restartable and (folder / "config.json").exists())
+    if restartable and not resume:
+        from pilaf_ray.run_mirror import is_resumable
+
+        resume = is_resumable(settings, folder)
     from pilaf_ray.restarts import CHILD, run_restartable, start_controller
 
     if settings.run.restarts and CHILD not in os.environ:

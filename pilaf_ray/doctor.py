@@ -18,7 +18,7 @@ from rich.table import Table
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.observability.wandb_sink import has_wandb_login
 
-_OPTIONAL = ("wandb",)
+_OPTIONAL = ("wandb", "tensorboard")
 _PACKAGES = ("torch", "ray", "deepspeed", "transformers", *_OPTIONAL)
 _RAY_PORTS = {6379: "Ray head", 8265: "Ray dashboard"}
 BYTES_A_PARAMETER = 36

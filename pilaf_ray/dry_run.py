@@ -6,7 +6,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pilaf_ray.build import RunInputs, build_inputs, build_schedule, with_warm_start
+from pilaf_ray.build import RunInputs, build_inputs, build_schedule, check_logging, with_warm_start
 from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.limits import NO_STEP_LIMIT
@@ -16,6 +16,7 @@ from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
 from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.run_mirror import open_mirror
 
 
 def print_plan(config: RunConfig) -> None:
@@ -27,8 +28,10 @@ def print_plan(config: RunConfig) -> None:
     """
     console = Console()
     config = with_warm_start(config)
-    for line in config.departures_from_theory:
+    open_mirror(config)
+    for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
+    check_logging(config)
     inputs = build_inputs(config)
     estimates = role_memory(config)
     console.print(_roles(config, inputs, estimates))

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +29,7 @@ from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.run_status import kept_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
+from pilaf_ray.observability.tensorboard_sink import FOLDER, TensorBoardSink
 from pilaf_ray.observability.wandb_sink import WandbSink
 from pilaf_ray.pipeline.guards import Alarm
 from pilaf_ray.pipeline.step_report import StepReport
@@ -38,7 +39,7 @@ from pilaf_ray.types import PairState, RoleUsage
 
 
 class RunJournal:
-    """The run folder's records, the terminal, wandb, Prometheus and the webhook, behind one face.
+    """The run folder's records, the terminal, wandb, TensorBoard, Prometheus and the webhook, behind one face.
 
     Made while Ray is connected: Prometheus is reached through it.
 
@@ -64,7 +65,8 @@ class RunJournal:
             folder=folder.path,
             config=config.model_dump(),
         )
-        self._prometheus = PrometheusSink(config.run.name) if config.logging.prometheus else None
+        self._tensorboard = TensorBoardSink(folder.path / FOLDER) if config.logging.tensorboard else None
+        self._prometheus = PrometheusSink(config.run.name, folder.path.parent) if config.logging.prometheus else None
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
@@ -85,9 +87,17 @@ class RunJournal:
         """Since the journal was opened."""
         return time.monotonic() - self._started
 
-    def kept_status(self) -> AbstractAsyncContextManager[None]:
-        """Keep the status file while the block runs."""
-        return kept_status(self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines)
+    @asynccontextmanager
+    async def kept_status(self) -> AsyncIterator[None]:
+        """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
+        try:
+            async with kept_status(
+                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines
+            ):
+                yield
+        finally:
+            if self._prometheus is not None:
+                self._prometheus.close()
 
     def on_terminal(self) -> AbstractContextManager[object]:
         """Show the run on the terminal while the block runs."""
@@ -114,6 +124,8 @@ class RunJournal:
         metrics = step_metrics(report) | busy_metrics(self._shares.since_last())
         self._metrics.write(metrics)
         self._wandb.write(metrics)
+        if self._tensorboard is not None:
+            self._tensorboard.write(metrics)
         if self._prometheus is not None:
             self._prometheus.write(metrics)
             self._prometheus.write_roles(self._activity.lines())
@@ -128,6 +140,8 @@ class RunJournal:
     def cut_after(self, step: int) -> None:
         """Forget the metrics of later steps: they will be done again."""
         self._metrics.cut_after(step)
+        if self._tensorboard is not None:
+            self._tensorboard.cut_after(step)
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Keep a held-out evaluation."""
@@ -174,5 +188,7 @@ class RunJournal:
         )
 
     def close(self) -> None:
-        """Hand over what wandb has not sent yet."""
+        """Hand over what wandb has not sent yet, and close TensorBoard's file."""
         self._wandb.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()

@@ -28,8 +28,10 @@ from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
+from pilaf_ray.run_checkpoints import RunCheckpoints
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
 from pilaf_ray.run_journal import RunJournal
+from pilaf_ray.run_mirror import fetch_run, require_new
 from pilaf_ray.run_restoring import RestoredRun, RunRestorer
 from pilaf_ray.types import TokenPair
 
@@ -43,10 +45,15 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         PilafError: with one line that says what is wrong and how to mend it.
     """
     console = console or Console()
-    for line in config.departures_from_theory:
+    for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
     path = Path(config.run.folder) / config.run.name
+    if not resume:
+        require_new(config)
+    elif (step := fetch_run(config, path)) is not None:
+        console.print(f"resuming from step {step} at {config.checkpoint.mirror}", markup=False)
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
+    build.check_logging(config)
     inputs = build.build_inputs(config)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
@@ -96,14 +103,8 @@ class TrainingRun:
         self._journal = RunJournal(
             config, folder, console, roles=lambda: self._roles.computing if self._roles is not None else {}
         )
-        self._checkpoints = CheckpointStore(
-            folder.checkpoints,
-            keep_last=config.checkpoint.keep_last,
-            keep_best=config.checkpoint.keep_best,
-            keep_every=config.checkpoint.keep_every,
-            scores=lambda: self._journal.evaluations.objectives(config.algorithm.beta),
-        )
-        self._restorer = RunRestorer(config, self._checkpoints, report=self._journal.event)
+        self._checkpoints = RunCheckpoints(config, folder, self._journal)
+        self._restorer = RunRestorer(config, self._checkpoints.store, report=self._journal.event)
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
         self._guards = NumericGuards(build.guard_rules(config))
         self._set_aside: list[tuple[str, str]] = []
@@ -127,6 +128,7 @@ class TrainingRun:
             if not journal.evaluations.results:
                 await self._evaluate(evaluator, begun.step)
             finished = await self._train_through(roles, evaluator, begun)
+            await self._checkpoints.copied()
             if self.ended_by == STOPPED:
                 journal.phase(f"stopped after step {finished}; continue with --resume")
                 return
@@ -231,10 +233,11 @@ class TrainingRun:
         journal.event("training ended", step=finished, by=self.ended_by)
         logger.info("training ended after step %d by %s", finished, self.ended_by)
         journal.phase(f"training ended after step {finished}: {self.ended_by}")
-        await self._checkpoints.finish()
-        if finished > begun.step and not self._checkpoints.has(finished):
-            await self._save(finished, keep=schedule.served_version(finished))
-        await self._checkpoints.finish()
+        saved = self._checkpoints.store
+        await saved.finish()
+        if finished > begun.step and not saved.has(finished):
+            await self._checkpoints.save(finished, self._side.save, serving=schedule.served_version(finished))
+        await saved.finish()
         return finished
 
     def _controller(
@@ -288,7 +291,7 @@ class TrainingRun:
         # A round is resumed from the policy that samples it.
         ends_round = self._config.schedule.type == "iterative" and schedule.served_version(step) == step
         if step % self._config.checkpoint.every_steps == 0 or ends_round:
-            await self._save(step, keep=schedule.served_version(step))
+            await self._checkpoints.save(step, self._side.save, serving=schedule.served_version(step))
 
     async def _after_sync(self, step: int, evaluator: Evaluator) -> None:
         """The weights of ``step`` are served everywhere: rollouts under them begin, and they are evaluated if due."""
@@ -310,13 +313,6 @@ class TrainingRun:
             raise RollbackError(alarm.message)
         elif alarm.policy == "stop":
             raise GuardError(alarm.message)
-
-    async def _save(self, step: int, *, keep: int) -> None:
-        with self._journal.spans.measure("checkpoint"):
-            await self._checkpoints.write_behind(step, self._side.save, published=self._published, keep=keep)
-
-    def _published(self, step: int, path: Path) -> None:
-        self._journal.event("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:
         counts = (await roles.store.counts()).check()

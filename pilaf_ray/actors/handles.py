@@ -7,7 +7,7 @@ replicas that are lost (``pipeline/replicas.py``).
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -199,9 +199,14 @@ class OraclePool(_Replicas):
 
 
 class StoreHandle(_Replicas):
-    """The ledger's single writer; replaced on its file, its arrows may be repeated."""
+    """The ledger's single writer; replaced on its file, its arrows may be repeated.
 
-    def __init__(self, actor: Any, *, spawn: Spawn, **settings: Any) -> None:
+    Args:
+        name: Ray's name of the actor, and of each that replaces it.
+    """
+
+    def __init__(self, actor: Any, *, name: str, spawn: Spawn, **settings: Any) -> None:
+        self.name = name
         self._spawn = spawn
         self._desk: tuple[float, str] | None = None
         super().__init__("preference store", [actor], spawn=self._newcomer, **settings)
@@ -255,13 +260,9 @@ class StoreHandle(_Replicas):
         self._desk = (lease_seconds, str(inbox.resolve()))
         await self.ask("open_desk", *self._desk)
 
-    @property
-    def actor(self) -> Any:
-        """The actor itself, for the labelling desk in front of it; a replacement is another one."""
-        actors = self._pool.living()
-        if not actors:
-            raise RoleLostError("preference store is being replaced")
-        return actors[0]
+    async def desk(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Call a method of the labelling desk, which may be asked twice."""
+        return await self.ask("desk", method, arguments, named)
 
     async def next_plan_index(self) -> int:
         """The index that the next new plan gets."""

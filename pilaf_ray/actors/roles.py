@@ -7,7 +7,7 @@ actors: the driver process stays light and can run on a login node.
 not taken for a dead one. The generator's goes through its engine, which is a process of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +276,7 @@ class _Store:
 
         self._desk = LabelDesk(self._ledger, lease_seconds=lease_seconds, inbox=Path(inbox))
 
-    def desk(self, method: str, *arguments: Any, **named: Any) -> Any:
+    def desk(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         return getattr(self._desk, method)(*arguments, **named)
 
 

@@ -3,12 +3,14 @@
 Hand-written configurations are YAML; the resolved one is saved as JSON beside the run.
 """
 
+from math import lcm
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
 from pilaf_ray.config.guards import GuardsSection
 from pilaf_ray.config.limits import (
@@ -138,19 +140,6 @@ class WeightsSection(Section):
     """Whether responses under way are given fresh KV caches of new weights, or keep what the old ones left."""
 
 
-class CheckpointSection(Section):
-    """Checkpoints."""
-
-    every_steps: int = Field(default=50, ge=1)
-    """One is always written at the end, too."""
-    keep_last: int = Field(default=2, ge=1)
-    """Older ones are removed, except for:"""
-    keep_best: int = Field(default=0, ge=0)
-    """So many with the highest J on the held-out prompts, of those that were evaluated."""
-    keep_every: int | None = Field(default=None, ge=1)
-    """Those of steps that are multiples of it."""
-
-
 class EvaluationSection(Section):
     """Held-out evaluation."""
 
@@ -171,8 +160,10 @@ class LoggingSection(Section):
     """auto: online where logged in, offline otherwise."""
     wandb_project: str = "pilaf-ray"
     """Project name."""
+    tensorboard: bool = False
+    """Write event files into the run folder's tensorboard/; tensorboard --logdir shows all runs of a folder."""
     prometheus: bool = False
-    """Set Ray gauges at every step, which the nodes' agents serve to Prometheus."""
+    """Set Ray gauges at every step, and say in run.folder/.prometheus/ where Prometheus finds them."""
 
 
 class RunConfig(Section):
@@ -310,6 +301,20 @@ class RunConfig(Section):
         if getattr(self.sampler, "beta", None) not in (None, self.algorithm.beta):
             lines.append(f"sampler.beta differs from algorithm.beta = {self.algorithm.beta:g}: the theory needs one β")
         return lines
+
+    @property
+    def idle_settings(self) -> list[str]:
+        """Settings that cannot do anything beside the others; one line each."""
+        best, saved, judged = self.checkpoint.keep_best, self.checkpoint.every_steps, self.evaluation.every_steps
+        meets = judged > 0 and (
+            isinstance(self.schedule, IterativeScheduleConfig) or lcm(saved, judged) < self.step_limit[0]
+        )
+        if best == 0 or meets:
+            return []
+        return [
+            f"checkpoint.keep_best = {best} has nothing to choose by: no checkpoint before the last is evaluated; set "
+            f"evaluation.every_steps to {saved}, say"
+        ]
 
     @model_validator(mode="after")
     def _devices_suffice(self) -> Self:

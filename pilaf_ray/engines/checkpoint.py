@@ -6,33 +6,32 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 
+from pilaf_ray.engines.retention import RetentionPolicy
 from pilaf_ray.errors import CheckpointError
 
 _MANIFEST = "manifest.json"
 
 
-def kept_steps(
-    steps: Sequence[int], *, last: int, best: int = 0, every: int | None = None, scores: Mapping[int, float]
-) -> set[int]:
-    """Which checkpoints stay: the newest ``last``, the ``best`` by score, and those at multiples of ``every``.
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is, if there is one."""
+    return checkpoints / f"step-{step:06d}"
 
-    Example: ``kept_steps([5, 10, 15, 20], last=1, best=1, scores={5: 0.9, 10: 0.2})`` is ``{5, 20}``
-    """
-    ordered = sorted(steps)
-    judged = sorted((step for step in ordered if step in scores), key=lambda step: (scores[step], step), reverse=True)
-    multiples = [step for step in ordered if every and step % every == 0]
-    return {*ordered[-last:], *judged[:best], *multiples}
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """Names of the files that a checkpoint is made of, its manifest among them."""
+    return [*json.loads((folder / _MANIFEST).read_text())["sha256"], _MANIFEST]
 
 
 class CheckpointStore:
-    """Checkpoints ``step-000010`` in one folder; :func:`kept_steps` says which stay.
+    """Checkpoints ``step-000010`` in one folder; :class:`RetentionPolicy` says which stay.
 
     Args:
         scores: what is known of steps when one is written, higher is better.
+        held: steps that somebody still reads; they are removed with a later checkpoint.
         clean: remove what a killed run has left half-written; not for those who only look.
     """
 
@@ -44,13 +43,14 @@ class CheckpointStore:
         keep_best: int = 0,
         keep_every: int | None = None,
         scores: Callable[[], Mapping[int, float]] = dict,
+        held: Callable[[], Set[int]] = frozenset,
         clean: bool = True,
     ) -> None:
         self._folder = folder
         for leftover in folder.glob("tmp.*") if clean else ():
             shutil.rmtree(leftover)
-        self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
-        self._scores = scores
+        self._retention = RetentionPolicy(last=keep_last, best=keep_best, every=keep_every)
+        self._scores, self._held = scores, held
         self._behind: asyncio.Task[None] | None = None
 
     async def write(self, step: int, writer: Callable[[Path], Awaitable[None]], *, keep: int | None = None) -> Path:
@@ -97,7 +97,7 @@ class CheckpointStore:
     async def _publish_behind(
         self, step: int, temporary: Path, published: Callable[[int, Path], None], keep: int | None
     ) -> None:
-        final = self._folder / f"step-{step:06d}"
+        final = step_folder(self._folder, step)
         with self._failures(step):
             await asyncio.to_thread(self._publish, step, temporary, final, keep)
         published(step, final)
@@ -121,16 +121,13 @@ class CheckpointStore:
             self._point(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._prune(keep)
+        self._prune(step, keep)
 
-    def _prune(self, keep: int | None) -> None:
+    def _prune(self, newest: int, keep: int | None) -> None:
         folders = {_step(folder): folder for folder in self._all()}
-        kept = kept_steps(
-            list(folders), last=self._keep_last, best=self._keep_best, every=self._keep_every, scores=self._scores()
-        )
-        for step, folder in folders.items():
-            if step not in kept and step != keep:
-                shutil.rmtree(folder)
+        kept = self._retention.kept(folders, newest=newest, scores=self._scores(), serving=keep)
+        for step in folders.keys() - kept - self._held():
+            shutil.rmtree(folders[step])
 
     def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint that verifies, of those of steps before ``before``."""
@@ -141,11 +138,11 @@ class CheckpointStore:
 
     def has(self, step: int) -> bool:
         """Whether there is a checkpoint of ``step`` that verifies."""
-        return self._verifies(self._folder / f"step-{step:06d}")
+        return self._verifies(step_folder(self._folder, step))
 
     def at(self, step: int) -> Path:
         """The checkpoint of ``step``; raises CheckpointError where it is missing or damaged."""
-        folder = self._folder / f"step-{step:06d}"
+        folder = step_folder(self._folder, step)
         if not self._verifies(folder):
             raise CheckpointError(
                 f"{folder} is missing or damaged, and the round under way is sampled from it: put it back, or remove "

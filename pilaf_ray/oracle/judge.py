@@ -1,7 +1,8 @@
 """A language model as the judge, behind any OpenAI-compatible endpoint.
 
 Each pair is asked in both orders; a judge that prefers whichever comes first has no opinion, so
-disagreement is a tie. Answers are kept by content: the same question is never paid for twice.
+disagreement is a tie. Answers are kept by content: the same question is never paid for twice. A question that
+the endpoint refuses, e.g. for its length, costs its pair a label; an endpoint that cannot be reached is waited for.
 """
 
 import asyncio
@@ -9,19 +10,24 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from pilaf_ray.errors import ConfigError, OracleError
+from pilaf_ray.errors import ConfigError, OracleError, OracleUnavailableError
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.types import PreferenceLabel, ResponsePair, RoleUsage
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_REFUSED = (400, 413, 422)
+"""Status codes that are about one question and not about the endpoint."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,18 +78,21 @@ class JudgeOracle:
         self._prices = (price_input / 1e6, price_output / 1e6)
         self._memory = Path(memory) if memory else None
         self._answers: dict[str, str] = {}
+        self._under_way: dict[str, asyncio.Task[str]] = {}
         self.cost = JudgeCost()
         self._clock = UsageClock("oracle")
         if self._memory is not None and self._memory.exists():
-            for line in filter(None, self._memory.read_text().splitlines()):
-                row = json.loads(line)
-                self._answers[row["key"]] = row["answer"]
-                self.cost = JudgeCost(**row["cost"])
+            self._remember(self._memory)
 
     async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
-        """One label a pair; raises OracleError when the endpoint does not answer."""
+        """One label a pair.
+
+        Raises:
+            OracleUnavailableError: the endpoint cannot be reached, or is overloaded, after all attempts.
+            OracleError: it wants another key, or has no such model.
+        """
         with self._clock.busy():
-            return list(await asyncio.gather(*(self._label(pair) for pair in pairs)))
+            return await _all_of(*(self._label(pair) for pair in pairs))
 
     async def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """A judge compares and does not score."""
@@ -95,9 +104,14 @@ class JudgeOracle:
 
     async def _label(self, pair: ResponsePair) -> PreferenceLabel:
         prompt, name = pair.plan.prompt.text, pair.plan.pair_id
-        forward, backward = await asyncio.gather(
-            self._ask(prompt, pair.a.text, pair.b.text), self._ask(prompt, pair.b.text, pair.a.text)
-        )
+        try:
+            forward, backward = await _all_of(
+                self._ask(prompt, pair.a.text, pair.b.text), self._ask(prompt, pair.b.text, pair.a.text)
+            )
+        except APIStatusError as error:
+            reason = f"the judge refuses the question ({error.status_code}): {' '.join(error.message.split())[:200]}"
+            logger.warning("pair %s: %s", name, reason)
+            return PreferenceLabel(pair_id=name, probability=None, source="judge", reason=reason)
         first, second = verdict(forward), verdict(backward)
         if first is None or second is None:
             said = forward if first is None else backward
@@ -110,9 +124,16 @@ class JudgeOracle:
         parts = {"{prompt}": prompt, "{first}": first, "{second}": second}
         question = fill(self._template, parts)
         key = hashlib.sha256(json.dumps([self._url, self._model, self._max_tokens, question]).encode()).hexdigest()
-        if key in self._answers:
-            self.cost.cached += 1
-            return self._answers[key]
+        if key not in self._answers and key not in self._under_way:
+            # A task of its own: who waits for it may change, and what it costs is paid once.
+            self._under_way[key] = task = asyncio.create_task(self._pay(key, question))
+            task.add_done_callback(lambda _: self._under_way.pop(key))
+            return await asyncio.shield(task)
+        text = self._answers[key] if key in self._answers else await asyncio.shield(self._under_way[key])
+        self.cost.cached += 1
+        return text
+
+    async def _pay(self, key: str, question: str) -> str:
         async with self._slots:
             reply = await self._call(question)
         text = reply.choices[0].message.content or ""
@@ -145,11 +166,35 @@ class JudgeOracle:
                         temperature=0.0,
                     )
         except (APIConnectionError, APIStatusError) as error:
-            raise OracleError(
+            if isinstance(error, APIStatusError) and error.status_code in _REFUSED:
+                raise
+            kind = OracleUnavailableError if _passes(error) else OracleError
+            raise kind(
                 f"the judge at {self._url} does not answer ({type(error).__name__}): "
                 "look at oracle.url, oracle.model and the key, then continue with --resume"
             ) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _remember(self, memory: Path) -> None:
+        """Take up the answers and costs of an earlier process, less a line that it was killed in."""
+        written = memory.read_bytes()
+        whole = written[: written.rfind(b"\n") + 1]
+        os.truncate(memory, len(whole))
+        for line in whole.decode().splitlines():
+            row = json.loads(line)
+            self._answers[row["key"]] = row["answer"]
+            self.cost = JudgeCost(**row["cost"])
+
+
+async def _all_of(*calls: Coroutine[Any, Any, T]) -> list[T]:
+    """Results in order, or the first error once every call has ended: none goes on unheeded, and answers are kept."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    done: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done
 
 
 def _passes(error: BaseException) -> bool:

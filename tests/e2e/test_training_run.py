@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from event_files import scalars
 
 from pilaf_ray import build
 from pilaf_ray.config.loader import load_config
@@ -161,12 +163,20 @@ def test_iterative_run_survives_sigkill_in_its_second_round_and_equals_one_that_
 def test_killed_in_the_middle_of_a_step_and_resumed_it_equals_the_uninterrupted_run(
     model: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    overrides = settings(model, tmp_path, "killed", *SYNCHRONOUS)
+    logging = ("logging.tensorboard=true", "logging.prometheus=true")
+    overrides = settings(model, tmp_path, "killed", *SYNCHRONOUS, *logging)
     kill_in_step(start(overrides), tmp_path / "killed", 4, 4)
+    served_at = tmp_path / ".prometheus" / "killed.json"
+    assert re.fullmatch(r'\[\{"targets": \["[\d.]+:\d+"\]\}\]\n', served_at.read_text())
     run(overrides, "--resume")
+    assert not served_at.exists(), "a run that is over is served nowhere"
     # Pairs are scored by the reference as they come in, so batches, and with them the last digits, differ by chance.
     for found, expected in zip(metrics(tmp_path, "killed"), metrics(uninterrupted, "whole"), strict=True):
         assert without_times(found) == pytest.approx(without_times(expected), rel=1e-3, abs=1e-3)
+    shown, lines = scalars(tmp_path / "killed" / "tensorboard"), metrics(tmp_path, "killed")
+    assert set(shown) == {key for line in lines for key in line} - {"step"}
+    for key, points in shown.items():
+        assert points == [(line["step"], pytest.approx(line[key], rel=1e-6)) for line in lines if key in line], key
     summaries = [
         json.loads((runs / name / "report" / "summary.json").read_text())
         for runs, name in ((uninterrupted, "whole"), (tmp_path, "killed"))

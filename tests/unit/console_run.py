@@ -34,6 +34,7 @@ def metrics_row(step: int) -> dict[str, float | None]:
         "reward/policy": None if step == 2 else math.sin(step),
         "age/max": 1,
         "brand/new": step * 1.5,
+        "cost/generated_tokens": 12.0 * step,
         "time/wait": 1.0,
         "time/train": 2.0,
         "time/push": 1.0,

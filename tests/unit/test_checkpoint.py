@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pilaf_ray.engines.checkpoint import CheckpointStore, kept_steps
+from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.errors import CheckpointError
 
 
@@ -126,13 +126,15 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_which_checkpoints_stay() -> None:
-    steps, scores = [5, 10, 15, 20, 25, 30], {5: 0.9, 10: 0.9, 15: 0.1, 100: 5.0}
-    assert kept_steps(steps, last=2, scores=scores) == {25, 30}
-    assert kept_steps(steps, last=1, best=1, scores=scores) == {10, 30}, "the later of equals"
-    assert kept_steps(steps, last=1, best=9, scores=scores) == {5, 10, 15, 30}, "never judged ones are not best"
-    assert kept_steps(steps, last=1, every=10, scores={}) == {10, 20, 30}
-    assert kept_steps([7], last=3, best=1, every=2, scores={}) == {7}
+async def test_what_a_rolled_back_attempt_left_damaged_takes_no_good_ones_place(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (3, 6, 9):
+        await store.write(step, write)
+    (tmp_path / "step-000009" / "learner" / "weights").write_text("torn")
+    assert store.latest() == (6, tmp_path / "step-000006"), "the run goes on from here"
+    await store.write(7, write)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000006", "step-000007"]
+    assert store.latest() == (7, tmp_path / "step-000007")
 
 
 async def test_the_best_by_score_outlives_newer_ones(tmp_path: Path) -> None:

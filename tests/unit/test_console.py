@@ -14,7 +14,8 @@ from pilaf_ray.console.app import create_app, is_loopback
 from pilaf_ray.console.charts import charts_for, columns
 from pilaf_ray.console.guard import RateLimit
 from pilaf_ray.console.ledger_reader import LedgerReader, PairFilter
-from pilaf_ray.console.records import JsonlTail
+from pilaf_ray.console.records import JsonlTail, RunRecords
+from pilaf_ray.console.rendering import Pages
 from pilaf_ray.errors import AccessError, RunFolderError
 from pilaf_ray.observability.sinks import JsonlSink
 
@@ -45,6 +46,8 @@ def test_the_overview_says_what_metrics_and_evaluations_say(client: TestClient) 
     }  # fmt: skip
     # 2 pairs a step, and 4 s a step.
     assert re.search(r"Pairs per second</span><b>0\.5<", page)
+    # (12 + 24 + 36 + 48) tokens in four steps of four seconds.
+    assert "7.5 tokens/s" in page
 
 
 def test_markup_of_models_and_messages_is_text(client: TestClient) -> None:
@@ -242,3 +245,17 @@ def test_a_pair_shows_where_it_comes_from(client: TestClient) -> None:
 def test_the_attack_is_what_the_model_said(run: Path) -> None:
     stored = json.loads((run / "evaluations" / "step-000000.json").read_text())["responses"][0]
     assert stored == ATTACK
+
+
+def test_what_all_visitors_share_is_made_once_a_second(tmp_path: Path) -> None:
+    now, made = [10.0], []
+    pages = Pages(RunRecords(make_run(tmp_path / "run")), labelling=False, clock=lambda: now[0])
+
+    def values() -> dict[str, object]:
+        made.append(now[0])
+        return {"problem": f"<b>{now[0]:g}</b>", "visitor": None, "path": "/"}
+
+    texts = []
+    for now[0] in (10.0, 10.9, 11.0, 11.5):
+        texts.append(pages.shared("problem.html.j2", values))
+    assert made == [10.0, 11.0] and texts[0] == texts[1] and "&lt;b&gt;11" in texts[2]

@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 from pairs import pair
 
 from pilaf_ray.config.oracle import JUDGE_TEMPLATE, JudgeOracleConfig
-from pilaf_ray.errors import ConfigError, OracleError
+from pilaf_ray.errors import ConfigError, OracleError, OracleUnavailableError
 from pilaf_ray.oracle.human import NOBODY
 from pilaf_ray.oracle.judge import JudgeOracle, fill, in_both_orders, verdict
 from pilaf_ray.oracle.mixture import MixtureOracle, MixtureRules
@@ -83,11 +83,43 @@ async def test_what_may_pass_is_tried_again_and_the_rest_is_one_line() -> None:
     (found,) = await judge(endpoint, attempts=4).label([pair(0, a="long answer", b="short")])
     assert found.probability == 1.0
     refused = Endpoint(longer, failures=[401, 401])
-    with pytest.raises(OracleError, match="does not answer"):
+    with pytest.raises(OracleError, match="does not answer") as caught:
         await judge(refused).label([pair(0)])
+    assert not isinstance(caught.value, OracleUnavailableError), "waiting would not help"
     assert refused.failures == [] and refused.questions == []
+    overloaded = Endpoint(longer, failures=[503] * 6)
+    with pytest.raises(OracleUnavailableError, match="does not answer"):
+        await judge(overloaded, attempts=3).label([pair(0)])
+    assert overloaded.failures == [], "three attempts in each order"
     with pytest.raises(ConfigError, match="the environment has no NO_SUCH_KEY"):
         JudgeOracle(url="http://judge/v1", model="m", template="", api_key_variable="NO_SUCH_KEY")
+
+
+async def test_a_question_that_is_refused_costs_its_pair_and_nothing_else() -> None:
+    endpoint = Endpoint(longer, failures=[400, 400])
+    oracle = judge(endpoint)
+    refused, answered = [(await oracle.label([one]))[0] for one in (pair(0), pair(1, a="long answer", b="short"))]
+    assert refused.is_abstention and "refuses the question (400)" in (refused.reason or "")
+    assert answered.probability == 1.0 and endpoint.failures == [] and oracle.cost.calls == 2
+
+
+async def test_the_same_question_at_the_same_time_is_paid_once() -> None:
+    endpoint = Endpoint(lambda _: "A")
+    oracle = judge(endpoint)
+    labels = await oracle.label([pair(0, a="same", b="same")] * 3)
+    assert [label.probability for label in labels] == [0.5] * 3
+    assert (len(endpoint.questions), oracle.cost.calls, oracle.cost.cached) == (1, 1, 5)
+
+
+async def test_half_a_line_of_a_killed_process_is_forgotten(tmp_path: Path) -> None:
+    memory, endpoint = tmp_path / "judge.jsonl", Endpoint(longer)
+    await judge(endpoint, memory=memory).label([pair(0, a="long answer", b="short")])
+    whole = memory.read_text()
+    memory.write_text(whole + '{"key": "0", "answ')
+    again = judge(endpoint, memory=memory)
+    assert memory.read_text() == whole and again.cost.calls == 2
+    await again.label([pair(0, a="long answer", b="short"), pair(1, a="long answer", b="short")])
+    assert len(endpoint.questions) == 4 and len(memory.read_text().splitlines()) == 4
 
 
 def test_verdicts_and_templates() -> None:
