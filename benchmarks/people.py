@@ -17,7 +17,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +39,21 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Books:
+    """The ledger against what the person was told."""
+
+    saved: int
+    """Answers that the page called saved."""
+    votes: int
+    """Answers in the ledger."""
+    saved_only: list[tuple[str, str]]
+    """(pair, choice) that the page called saved and the ledger does not hold."""
+    ledger_only: list[tuple[str, str]]
+    pairs: dict[str, int]
+    """Pairs by state."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,6 +144,12 @@ class Job:
         ).stdout
         return re.findall(r"http\S+", told)[0]
 
+    def end(self) -> None:
+        """Ask a run that is still under way to end."""
+        if self.alive:
+            self.process.terminate()
+            self.process.wait(120)
+
     def kill_console(self) -> None:
         """SIGKILL to the process that serves the pages."""
         (process,) = [
@@ -152,7 +175,20 @@ def label_all(job: Job, person: Person, *, kill_after: int) -> Work:
     return work
 
 
-def books(folder: Path, work: Work) -> dict[str, object]:
+@contextmanager
+def labelling_page(invitation: str) -> Iterator[Any]:
+    """Playwright's page in a headless Chromium, signed in by the link."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        page = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS)).new_page()
+        page.goto(invitation)
+        page.wait_for_url("**/label")
+        yield page
+
+
+def books(folder: Path, work: Work) -> Books:
     """The ledger's votes against what the page called saved, and what became of them."""
     with sqlite3.connect(f"file:{folder / 'preferences.db'}?mode=ro", uri=True) as ledger:
         votes = ledger.execute(
@@ -162,13 +198,13 @@ def books(folder: Path, work: Work) -> dict[str, object]:
         states = dict(ledger.execute("select state, count(*) from pairs group by state").fetchall())
     kept = Counter((pair, json.loads(details)["choice"]) for pair, details in votes)
     said = Counter(work.saved)
-    return {
-        "answers_saved": len(work.saved),
-        "votes_in_the_ledger": len(votes),
-        "saved_but_not_in_the_ledger": sorted((said - kept).elements()),
-        "in_the_ledger_but_not_called_saved": sorted((kept - said).elements()),
-        "pairs": states,
-    }
+    return Books(
+        saved=len(work.saved),
+        votes=len(votes),
+        saved_only=sorted((said - kept).elements()),
+        ledger_only=sorted((kept - said).elements()),
+        pairs=states,
+    )
 
 
 def main(
@@ -177,8 +213,6 @@ def main(
     kill_after: Annotated[int, typer.Option(help="Answers before the console is killed.")] = 40,
 ) -> None:
     """Run it and print what happened as JSON."""
-    from playwright.sync_api import sync_playwright
-
     words = overrides or []
     run = load_config(config, words)
     gold = run.evaluation.oracle
@@ -187,22 +221,16 @@ def main(
     job = Job(config, words, run)
     try:
         job.wait_for_console()
-        with sync_playwright() as playwright:
-            chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-            page = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS)).new_page()
-            page.goto(job.invitation("ada"))
-            page.wait_for_url("**/label")
+        with labelling_page(job.invitation("ada")) as page:
             work = label_all(job, Person(page, run.oracle, gold), kill_after=kill_after)
     finally:
-        if job.alive:
-            job.process.terminate()
-            job.process.wait(120)
+        job.end()
     told = {
         "machine": machine(),
         "choices": Counter(choice for _, choice in work.saved),
         "seconds_without_a_task": work.waited,
         "console_killed_after": work.console_killed_after,
-        "books": books(job.folder, work),
+        "books": asdict(books(job.folder, work)),
         "summary": json.loads((job.folder / "report" / "summary.json").read_text()),
     }
     print(json.dumps(told, indent=1))

@@ -11,6 +11,7 @@ from pilaf_ray.evaluation.reward_quality import RewardQuality
 from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort, RewardScorer, TokenScorer
 from pilaf_ray.pipeline.reward_trainer import RewardStorePort, RewardTrainer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
+from pilaf_ray.pipeline.supervision import Report, no_report
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.types import RolloutPlan
@@ -151,6 +152,7 @@ def rollout_stream(
     reference: TokenScorer,
     reward: RewardScorer,
     start_step: int,
+    report: Report = no_report,
 ) -> RolloutStream:
     """What samples and scores the policy's rollouts from step ``start_step + 1`` on."""
     algorithm = config.algorithm
@@ -165,4 +167,5 @@ def rollout_stream(
         max_staleness_steps=config.pipeline.max_staleness_steps,
         start_step=start_step,
         max_steps=config.step_limit[0],
+        report=report,
     )

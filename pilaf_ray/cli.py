@@ -13,6 +13,7 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console import commands as console_commands
 from pilaf_ray.errors import GivenUpError, OracleError, PilafError, RoleLostError, WeightSyncError
 from pilaf_ray.exchange import commands as exchange_commands
+from pilaf_ray.scale_command import scale
 from pilaf_ray.study_commands import add_study_commands
 from pilaf_ray.submission import commands as submission_commands
 
@@ -170,6 +171,7 @@ def config_docs() -> None:
 submission_commands.add_commands(app)
 console_commands.add_commands(app)
 exchange_commands.add_commands(app)
+app.command()(scale)
 add_study_commands(app)
 
 

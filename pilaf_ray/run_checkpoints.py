@@ -5,9 +5,19 @@ from pathlib import Path
 
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.engines.learner_layout import LearnerLayout, described
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.run_journal import RunJournal
 from pilaf_ray.run_mirror import run_mirror
+
+
+def learner_layouts(config: RunConfig) -> dict[str, LearnerLayout]:
+    """The learners of a run by the name of their part of a checkpoint."""
+    learner, reward = config.learner, config.reward_model
+    layouts = {"learner": LearnerLayout(ranks=learner.ranks, zero_stage=learner.zero_stage)}
+    if reward is not None:
+        layouts["reward"] = LearnerLayout(ranks=reward.ranks, zero_stage=reward.zero_stage)
+    return layouts
 
 
 class RunCheckpoints:
@@ -27,6 +37,7 @@ class RunCheckpoints:
             keep_best=settings.keep_best,
             keep_every=settings.keep_every,
             scores=scores,
+            facts=described(learner_layouts(config)),
             held=lambda: self._mirror.held if self._mirror is not None else set(),
         )
 
@@ -37,10 +48,10 @@ class RunCheckpoints:
             serving: the step that generators sample from until the end of the round.
         """
 
-        def published(step: int, path: Path) -> None:
-            self._journal.event("checkpoint", step=step, path=str(path))
+        async def published(step: int, path: Path) -> None:
             if self._mirror is not None:
                 self._mirror.add(step, serving=serving)
+            await self._journal.checkpoint(step, path, policy=path / "learner" / "hf")
 
         with self._journal.spans.measure("checkpoint"):
             await self.store.write_behind(step, writer, published=published, keep=serving)

@@ -1,10 +1,12 @@
 """What a run says of itself: steps, events, evaluations and alarms to those who keep or show them, and its report."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -148,6 +150,13 @@ class RunJournal:
         self.evaluations.add(result)
         self._wandb.write_samples(result.step, sample_rows(result, self._config.evaluation.sample_prompts))
         self.event("evaluation", step=result.step, reward=sum(result.rewards) / len(result.rewards))
+
+    async def checkpoint(self, step: int, path: Path, *, policy: Path) -> None:
+        """Tell of a checkpoint that is on disk; ``policy`` is its model folder."""
+        self.event("checkpoint", step=step, path=str(path))
+        if self._config.logging.wandb_checkpoints:
+            # wandb hashes and copies the files before it returns.
+            await asyncio.to_thread(self._wandb.write_checkpoint, step, policy)
 
     def alarm(self, alarm: Alarm) -> None:
         """Tell people that a guard's limit was passed."""

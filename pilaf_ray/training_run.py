@@ -14,7 +14,8 @@ from pilaf_ray.actors.launch import Roles
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
+from pilaf_ray.engines.learner_layout import require_loadable
 from pilaf_ray.errors import GuardError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
@@ -25,10 +26,11 @@ from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
+from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
-from pilaf_ray.run_checkpoints import RunCheckpoints
+from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
 from pilaf_ray.run_journal import RunJournal
 from pilaf_ray.run_mirror import fetch_run, require_new
@@ -36,6 +38,9 @@ from pilaf_ray.run_restoring import RestoredRun, RunRestorer
 from pilaf_ray.types import TokenPair
 
 logger = logging.getLogger(__name__)
+
+SPARE_GENERATORS = 16
+"""So many can be added to a run on a private cluster, as far as Ray's counts go."""
 
 
 def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -73,8 +78,12 @@ def _train_with_one_reference(
     """Whether training goes on with another reference."""
     checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
     found = checkpoints.latest() if resume else None
+    if found is not None:
+        require_loadable(found[1], read_manifest(found[1]), learner_layouts(config))
     config, until = build.with_round_reference(config, checkpoints, step=found[0] if found else 0)
-    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
+    # CPUs of a private cluster are a count, not cores: generators that are added later find some.
+    spare = SPARE_GENERATORS * config.resources.generator.cpus
+    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus + spare):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
         asyncio.run(run.run(resume=resume))
     return run.ended_by == build.ROUND_ENDED
@@ -148,8 +157,11 @@ class TrainingRun:
             self._config, self._inputs, self._folder, report=self._journal.event, console=self._console
         )
         self._journal.event("roles ready", seconds=self._journal.seconds)
-        self._side = LearnerSide(self._config, self._inputs.train, self._roles, warn=self._warn)
+        self._side = self._learner_side(self._roles)
         return self._roles
+
+    def _learner_side(self, roles: Roles) -> LearnerSide:
+        return LearnerSide(self._config, self._inputs.train, roles, warn=self._warn, report=self._journal.event)
 
     def _warn(self, step: int, complaint: str) -> None:
         self._journal.event("reward model unhealthy", step=step, complaint=complaint)
@@ -199,21 +211,23 @@ class TrainingRun:
             self._journal.phase("rebuilding the policy learner")
             roles.generators.forget_weights()
             await asyncio.gather(*(group.rebuild() for group in (roles.learner, roles.reward) if group is not None))
-            self._side = LearnerSide(self._config, self._inputs.train, roles, warn=self._warn)
+            self._side = self._learner_side(roles)
             restored = await self._restore(roles, resume=True, rebuilt=True)
             self._journal.evaluations.load(until_step=restored.step)
             return restored
 
         self._furthest = begun.step
-        with self._journal.training():
-            return await train_through_losses(
-                begun,
-                train=lambda work: self._train(roles, evaluator, work),
-                rebuild=rebuild,
-                furthest_step=lambda: self._furthest,
-                policy=build.supervision_policy(self._config),
-                report=self._journal.event,
-            )
+        report = self._journal.event
+        async with scaled_on_request(self._folder.path, roles.generators.resize, report=report):
+            with self._journal.training():
+                return await train_through_losses(
+                    begun,
+                    train=lambda work: self._train(roles, evaluator, work),
+                    rebuild=rebuild,
+                    furthest_step=lambda: self._furthest,
+                    policy=build.supervision_policy(self._config),
+                    report=report,
+                )
 
     async def _train(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun) -> int:
         journal = self._journal

@@ -15,7 +15,7 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from pilaf_ray.actors.calls import call, end_actor
-from pilaf_ray.errors import OracleUnavailableError, RoleLostError
+from pilaf_ray.errors import OracleUnavailableError, PilafError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
@@ -93,8 +93,15 @@ class _Replicas:
 class GeneratorPool(_Replicas):
     """Generator replicas behind one face; a newcomer pulls the newest weights before it samples."""
 
-    def __init__(self, actors: Sequence[Any], *, spawn: Spawn, **settings: Any) -> None:
-        self._spawn = spawn
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        *,
+        spawn: Spawn,
+        leave: Callable[[int], None] = lambda _number: None,
+        **settings: Any,
+    ) -> None:
+        self._spawn, self._leave = spawn, leave
         self._attempts = count()
         self._newest: tuple[PullWeights, Any] | None = None
         super().__init__("generator", actors, spawn=self._newcomer, **settings)
@@ -136,6 +143,22 @@ class GeneratorPool(_Replicas):
             raise
         return actor
 
+    async def resize(self, replicas: int) -> int:
+        """Start or end generators until there are ``replicas``; returns how many there are.
+
+        One that does not start is reported and done without.
+        """
+        if replicas > len(self._pool):
+            growing = [self._pool.grow() for _ in range(replicas - len(self._pool))]
+            for found in await asyncio.gather(*growing, return_exceptions=True):
+                if isinstance(found, PilafError):
+                    self._report("generator not added", cause=str(found))
+                elif isinstance(found, BaseException):
+                    raise found
+        while replicas < len(self._pool):
+            self._leave(await self._pool.shrink())
+        return len(self._pool)
+
     async def stop(self) -> None:
         """End the replicas and give their memory back."""
         await self.close()
@@ -160,9 +183,9 @@ class ReferencePool(_Replicas):
         result: list[float] = await self.ask("score_responses", list(items), pairs=pairs)
         return result
 
-    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        """log π_ref of each response token of single (prompt, response) token pairs."""
-        result: list[list[float]] = await self.ask("score_tokens", list(items))
+    async def score_tokens(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[list[float]]:
+        """log π_ref of each response token of single (prompt, response) token pairs, which ``pairs`` are about."""
+        result: list[list[float]] = await self.ask("score_tokens", list(items), pairs=pairs)
         return result
 
 

@@ -128,9 +128,24 @@ class RoleLauncher:
         return {"call_seconds": self._call_seconds, "policy": self._policy}
 
     async def generators(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> GeneratorPool:
-        """Start ``replicas`` generators."""
+        """Start ``replicas`` generators; later ones reserve for themselves what these have."""
         spawn = self._spawner(GeneratorActor, "generator", resources, arguments, concurrency=1000)
-        return GeneratorPool(await _all(spawn, replicas), spawn=spawn, **self._supervised)
+
+        async def join(number: int) -> Any:
+            reserved = await self._reservations.join("generator", number)
+            try:
+                return await spawn(number)
+            except BaseException:
+                if reserved:
+                    self._reservations.leave("generator", number)
+                raise
+
+        return GeneratorPool(
+            await _all(spawn, replicas),
+            spawn=join,
+            leave=lambda number: self._reservations.leave("generator", number),
+            **self._supervised,
+        )
 
     async def reference(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> ReferencePool:
         """Start ``replicas`` reference models."""

@@ -10,7 +10,7 @@ import ray
 from pilaf_ray.actors.calls import RoleDiedError, call, end_actor
 from pilaf_ray.errors import RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
-from pilaf_ray.pipeline.replicas import unless_gone
+from pilaf_ray.pipeline.replica_slots import unless_gone
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.types import (
     LabeledPair,

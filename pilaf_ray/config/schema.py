@@ -160,6 +160,8 @@ class LoggingSection(Section):
     """auto: online where logged in, offline otherwise."""
     wandb_project: str = "pilaf-ray"
     """Project name."""
+    wandb_checkpoints: bool = False
+    """Keep the policy of each checkpoint as a version of a wandb artifact."""
     tensorboard: bool = False
     """Write event files into the run folder's tensorboard/; tensorboard --logdir shows all runs of a folder."""
     prometheus: bool = False

@@ -43,7 +43,8 @@ def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
     @router.get("/", response_class=HTMLResponse)
     def overview(request: Request, visitor: see) -> HTMLResponse:
         records.refresh()
-        keys = dict.fromkeys(key for row in records.metrics[-50:] for key in row)
+        # A key without any value, such as the reward of answers that only people judge, gets no empty chart.
+        keys = dict.fromkeys(key for row in records.metrics[-50:] for key, value in row.items() if value is not None)
         in_flight = (records.bound + 1) * records.batch_pairs
         shown = charts_for(keys, bound=records.bound, in_flight=in_flight)
         figures = pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger))

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pilaf_ray.engines.retention import RetentionPolicy
 from pilaf_ray.errors import CheckpointError
@@ -23,7 +24,13 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def checkpoint_files(folder: Path) -> list[str]:
     """Names of the files that a checkpoint is made of, its manifest among them."""
-    return [*json.loads((folder / _MANIFEST).read_text())["sha256"], _MANIFEST]
+    return [*read_manifest(folder)["sha256"], _MANIFEST]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: step, learners and sums."""
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+    return manifest
 
 
 class CheckpointStore:
@@ -32,6 +39,7 @@ class CheckpointStore:
     Args:
         scores: what is known of steps when one is written, higher is better.
         held: steps that somebody still reads; they are removed with a later checkpoint.
+        facts: what the manifest says beside the step and the sums.
         clean: remove what a killed run has left half-written; not for those who only look.
     """
 
@@ -44,6 +52,7 @@ class CheckpointStore:
         keep_every: int | None = None,
         scores: Callable[[], Mapping[int, float]] = dict,
         held: Callable[[], Set[int]] = frozenset,
+        facts: Mapping[str, Any] | None = None,
         clean: bool = True,
     ) -> None:
         self._folder = folder
@@ -51,6 +60,7 @@ class CheckpointStore:
             shutil.rmtree(leftover)
         self._retention = RetentionPolicy(last=keep_last, best=keep_best, every=keep_every)
         self._scores, self._held = scores, held
+        self._facts = dict(facts or {})
         self._behind: asyncio.Task[None] | None = None
 
     async def write(self, step: int, writer: Callable[[Path], Awaitable[None]], *, keep: int | None = None) -> Path:
@@ -58,17 +68,21 @@ class CheckpointStore:
 
         The checkpoint of step ``keep`` is not removed, however old it is.
         """
-        published: list[Path] = []
-        await self.write_behind(step, writer, published=lambda _step, path: published.append(path), keep=keep)
+        found: list[Path] = []
+
+        async def published(_step: int, path: Path) -> None:
+            found.append(path)
+
+        await self.write_behind(step, writer, published=published, keep=keep)
         await self.finish()
-        return published[0]
+        return found[0]
 
     async def write_behind(
         self,
         step: int,
         writer: Callable[[Path], Awaitable[None]],
         *,
-        published: Callable[[int, Path], None],
+        published: Callable[[int, Path], Awaitable[None]],
         keep: int | None = None,
     ) -> None:
         """Return once ``writer`` has filled a folder; it is hashed, synced and published in the background.
@@ -95,12 +109,12 @@ class CheckpointStore:
             await asyncio.shield(behind)
 
     async def _publish_behind(
-        self, step: int, temporary: Path, published: Callable[[int, Path], None], keep: int | None
+        self, step: int, temporary: Path, published: Callable[[int, Path], Awaitable[None]], keep: int | None
     ) -> None:
         final = step_folder(self._folder, step)
         with self._failures(step):
             await asyncio.to_thread(self._publish, step, temporary, final, keep)
-        published(step, final)
+        await published(step, final)
 
     @contextmanager
     def _failures(self, step: int) -> Iterator[None]:
@@ -153,11 +167,10 @@ class CheckpointStore:
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))
 
-    @staticmethod
-    def _seal(step: int, folder: Path) -> None:
+    def _seal(self, step: int, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = {str(path.relative_to(folder)): _sha256(path) for path in files}
-        (folder / _MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+        (folder / _MANIFEST).write_text(json.dumps({"step": step, **self._facts, "sha256": sums}, indent=1))
         for path in [*files, folder / _MANIFEST]:
             _sync(path)
         for path in [*{path.parent for path in files}, folder]:

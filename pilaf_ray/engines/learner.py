@@ -152,5 +152,5 @@ class PolicyLearner(LearnerRank):
         self._engine.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        """Restore what :meth:`save` wrote, with whatever number of ranks."""
         self._engine.load(folder)

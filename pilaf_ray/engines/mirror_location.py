@@ -98,6 +98,8 @@ class MirrorLocation:
                 if not name.startswith(below):
                     continue
                 path = folder / name
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    return False
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     self._files.get_file(f"{self._folder(step)}/{name}", str(path))

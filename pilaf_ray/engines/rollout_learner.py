@@ -298,7 +298,7 @@ class RolloutLearner(LearnerRank):
             self._value.save(folder / "value")
 
     def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        """Restore what :meth:`save` wrote, with whatever number of ranks."""
         if self._value is not None:
             self._value.load(folder / "value")
         self._kl_coefficient = float(self._policy.load(folder)["kl_coefficient"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.engines.learner_setup import make_engine
+from pilaf_ray.engines.other_ranks import TAG, loading_universal, rng_file, saved_ranks, universal_form
 from pilaf_ray.engines.scoring import write_hf_folder
 from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.errors import CheckpointError
@@ -172,12 +173,12 @@ class TrainingEngine(ABC):
         state["schedule"] = self._schedule.state_dict()
         self._engine.save_checkpoint(
             str(folder),
-            tag="deepspeed",
+            tag=TAG,
             save_latest=False,
             client_state=state,
             exclude_frozen_parameters=not self.keeps_frozen,
         )
-        torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
+        torch.save(torch.get_rng_state(), rng_file(folder, self.rank))
         weights = self._kept(self.named_weights())
         if self.rank == 0:
             write_hf_folder(self.network, weights, folder / "hf")
@@ -191,9 +192,23 @@ class TrainingEngine(ABC):
         return kept
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what :meth:`save` wrote, with the same number of ranks; returns its ``state``."""
-        _, state = self._engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=self.keeps_frozen)
+        """Restore what :meth:`save` wrote, with whatever number of ranks; returns its ``state``.
+
+        Raises:
+            CheckpointError: another number of ranks wrote it, and it cannot be converted.
+        """
+        ranks, strict = saved_ranks(folder), self.keeps_frozen
+        if ranks == self.world_size or self._zero_stage == 0:
+            # Without ZeRO every rank holds the whole state.
+            _, state = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
+        else:
+            form = universal_form(folder, rank=self.rank, world_size=self.world_size)
+            with form as (universal, tag), loading_universal(self._engine):
+                _, state = self._engine.load_checkpoint(str(universal), tag=tag, load_module_strict=strict)
         self._schedule.load_state_dict(state.pop("schedule"))
-        torch.set_rng_state(torch.load(folder / f"rng-{self.rank}.pt", weights_only=True))
+        for group, rate in zip(self._engine.optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            # The universal form knows one learning rate for all groups.
+            group["lr"] = rate
+        torch.set_rng_state(torch.load(rng_file(folder, self.rank % ranks), weights_only=True))
         restored: dict[str, Any] = state
         return restored

@@ -1,23 +1,15 @@
 """ZeRO stages and ranks give the same training as one rank; checkpoints restore it."""
 
 import multiprocessing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from labelled_batches import batch
+from learner_batches import batch, weighted
 
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.errors import NonFiniteLossError
-from pilaf_ray.types import LabeledPair, PairCost, PairDraw
-
-
-def weighted(item: LabeledPair, weight: float) -> LabeledPair:
-    cost = PairCost(sequence_forwards=2, labelled_responses=2)
-    draw = PairDraw(branch="on_policy", cost=cost, loss_weight=weight)
-    return replace(item, pair=replace(item.pair, draw=draw))
 
 
 def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, results: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from labelled_batches import batch
+from learner_batches import batch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call

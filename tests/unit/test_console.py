@@ -12,9 +12,10 @@ from fastapi.testclient import TestClient
 from pilaf_ray.console.access import AccessBook, AccessRole, form_token
 from pilaf_ray.console.app import create_app, is_loopback
 from pilaf_ray.console.charts import charts_for, columns
+from pilaf_ray.console.frontier import frontier_figure
 from pilaf_ray.console.guard import RateLimit
 from pilaf_ray.console.ledger_reader import LedgerReader, PairFilter
-from pilaf_ray.console.records import JsonlTail, RunRecords
+from pilaf_ray.console.records import Evaluation, JsonlTail, RunRecords
 from pilaf_ray.console.rendering import Pages
 from pilaf_ray.errors import AccessError, RunFolderError
 from pilaf_ray.observability.sinks import JsonlSink
@@ -259,3 +260,13 @@ def test_what_all_visitors_share_is_made_once_a_second(tmp_path: Path) -> None:
     for now[0] in (10.0, 10.9, 11.0, 11.5):
         texts.append(pages.shared("problem.html.j2", values))
     assert made == [10.0, 11.0] and texts[0] == texts[1] and "&lt;b&gt;11" in texts[2]
+
+
+@pytest.mark.parametrize(
+    ("kls", "ticks"), [([0.000487], ["-0.4", "-0.2", "0", "0.2", "0.4"]), ([0.0, 13.0], ["0", "5", "10"])]
+)
+def test_the_frontier_has_round_figures_on_its_axes(kls: list[float], ticks: list[str]) -> None:
+    found = frontier_figure(
+        [Evaluation(step=n, reward=1.0, reward_se=0.1, kl=kl, objective=1.0) for n, kl in enumerate(kls)], beta=0.1
+    )
+    assert found is not None and [text for _, text in found.x_ticks] == ticks

@@ -1,10 +1,14 @@
-"""Labelled pairs of random tokens, for learners."""
+"""Labelled pairs for learners that are tried alone."""
+
+from dataclasses import replace
 
 import torch
 
 from pilaf_ray.types import (
     FinishReason,
     LabeledPair,
+    PairCost,
+    PairDraw,
     PairPlan,
     PreferenceLabel,
     Prompt,
@@ -53,3 +57,9 @@ def batch(*, reference: float = -30.0) -> list[LabeledPair]:
             )
         )
     return items
+
+
+def weighted(item: LabeledPair, weight: float) -> LabeledPair:
+    cost = PairCost(sequence_forwards=2, labelled_responses=2)
+    draw = PairDraw(branch="on_policy", cost=cost, loss_weight=weight)
+    return replace(item, pair=replace(item.pair, draw=draw))
