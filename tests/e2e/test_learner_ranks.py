@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from labelled_batches import batch
+from learner_batches import batch
 
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.lora_checks import LoraSettings
@@ -33,8 +33,8 @@ CASES = [
     # Two groups of parameters with learning rates of their own, and parameters that are not trained.
     Case("reward", 3),
     Case("policy", 2, "bfloat16"),
-    # Frozen weights are in no checkpoint.
-    Case("lora", 1),
+    # Adapters: weights that are not trained are in no checkpoint.
+    *(Case("adapters", stage) for stage in (2, 3)),
 ]
 
 
@@ -65,8 +65,8 @@ def make(case: Case, model: Path, out: Path, **place: Any) -> Any:
     }
     if case.kind == "reward":
         return RewardLearner(policy_path=str(model), head_learning_rate=3e-3, trainable_layers=1, **common)
-    if case.kind == "lora":
-        common["lora"] = LoraSettings(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "v_proj"))
+    if case.kind == "adapters":
+        common["lora"] = LoraSettings(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "down_proj"))
     return PolicyLearner(loss="dpo", beta=0.1, label_smoothing=0.0, lr_schedule="linear", total_steps=20, **common)
 
 

@@ -1,7 +1,6 @@
 """ZeRO stages and ranks give the same training as one rank; checkpoints restore it."""
 
 import multiprocessing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
