@@ -38,7 +38,7 @@ def saved_ranks(folder: Path) -> int:
 def universal_form(folder: Path, *, rank: int, world_size: int) -> Iterator[tuple[Path, str]]:
     """(folder, tag) of the checkpoint in ``folder`` for DeepSpeed to load, while the block runs; on all ranks.
 
-    It takes as much room as DeepSpeed's files and twice that while it is made, beside them, where all ranks can read it.
+    It takes as much room as DeepSpeed's files, twice that while it is made, beside them, where all ranks can read it.
 
     Raises:
         CheckpointError: on every rank, where rank 0 cannot convert it.
