@@ -67,7 +67,7 @@ async def start_roles(
         launcher.store(location.url, location.namespace),
         _reward(config, folder, launcher),
     )
-    labels = await ask_people(config, folder, launcher, store, oracle)
+    labels = await ask_people(config, folder, launcher, store, oracle, reward)
     await serve_console(config, folder, store, console)
     return Roles(generators=generators, reference=reference, oracle=labels, learner=learner, store=store, reward=reward)
 
