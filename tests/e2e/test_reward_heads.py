@@ -99,7 +99,7 @@ def test_heads_learn_from_their_own_bootstraps_as_in_a_plain_loop(models: tuple[
     losses, expected = plain_loop(models[0])
     assert [step.loss for step in single["steps"]] == pytest.approx(losses, abs=1e-4)
     before, after, restored = (single[name] for name in ("before", "after", "restored"))
-    assert all(row == (row[0],) * HEADS for row in before.heads), "heads begin as copies of the one that is there"
+    assert all(max(row) - min(row) < 1e-6 for row in before.heads), "heads begin as copies of the one that is there"
     for row, wanted in zip(after.heads, expected, strict=True):
         assert row == pytest.approx(wanted, abs=2e-3)
     spread = max(max(row) - min(row) for row in after.heads)
@@ -112,8 +112,8 @@ def test_heads_learn_from_their_own_bootstraps_as_in_a_plain_loop(models: tuple[
     with torch.no_grad():
         alone = [float(plain_score(network, (item.prompt.token_ids, item.token_ids))) for item in probe]
     assert alone == pytest.approx(after.values, abs=1e-4)
-    # Pooled over the tokens, the heads are still copies, and each row is the mean that one head would give.
-    assert all(row == (row[0],) * HEADS for row in single["pooled"].heads)
+    # Pooled over the tokens too.
+    assert all(max(row) - min(row) < 1e-6 for row in single["pooled"].heads)
     several = run(*models, tmp_path / "two", ranks=2, stage=2)
     for row, same in zip(several["after"].heads, after.heads, strict=True):
         assert row == pytest.approx(same, abs=2e-3)
