@@ -110,8 +110,8 @@ def make_plans(batch_pairs: int) -> Any:
     cursor, sampler = PromptCursor(prompts, seed=0), PilafSampler(beta=0.1)
 
     def plan(index: int) -> PairPlan:
-        epoch, prompt = cursor.at(index)
-        return sampler.plan(prompt, run_seed=0, epoch=epoch, draw=0, index=index)
+        turn = cursor.at(index)
+        return sampler.plan(turn.prompt, run_seed=0, epoch=turn.epoch, draw=turn.draw, index=index)
 
     return plan
 

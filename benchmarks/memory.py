@@ -28,7 +28,11 @@ def rows(folder: Path) -> list[Row]:
         "oracle": config.oracle.replicas,
     }
     return [
-        (folder.name, e.role, replicas[e.role] * (e.host_bytes + e.device_bytes) / MIB, measured[e.role])
+        (
+            *(folder.name, e.role),
+            sum(e.host_bytes_of(n) + e.device_bytes for n in range(replicas[e.role])) / MIB,
+            measured[e.role],
+        )
         for e in role_memory(config)
     ]
 

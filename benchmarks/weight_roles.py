@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.workers import Commands
+from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.weight_publishers import WeightPublisher, WeightUpdate, make_publisher
 from pilaf_ray.types import GenerationRequest, SampledResponse
 
@@ -20,13 +21,21 @@ STEPS_BEFORE = 5
 
 
 def publish(commands: Commands) -> None:
-    """The learner's end: publishes the model's weights by each transport, or copies them in memory."""
+    """The learner's end: publishes the model's weights or adapters by each transport, or copies them in memory."""
+    from pilaf_ray.engines.lora import adapter_parameters, add_adapters
     from pilaf_ray.engines.scoring import load_network
 
     arguments = commands.arguments
     torch.set_num_threads(arguments["threads"])
     network = load_network(arguments["model_path"], dtype=getattr(torch, arguments["dtype"]))
-    weights = [(name, parameter.detach()) for name, parameter in network.named_parameters()]
+    whole = sum(p.numel() * p.element_size() for p in network.parameters())
+    lora = arguments["lora"] and LoraSettings(**arguments["lora"])
+    if lora:
+        add_adapters(network, lora)
+        network.to(getattr(torch, arguments["dtype"]))
+    sent = adapter_parameters(network) if lora else network.named_parameters()
+    weights = [(name, parameter.detach()) for name, parameter in sent]
+    scale = lora.scale if lora else None
     copies = [torch.zeros_like(tensor) for _, tensor in weights]
     publishers: dict[str, WeightPublisher] = {
         transport: make_publisher(
@@ -43,8 +52,9 @@ def publish(commands: Commands) -> None:
                 copy.copy_(tensor)
             commands.answer({"seconds": time.perf_counter() - started})
         else:
-            ticket = publishers[command["transport"]].publish(command["version"], iter(weights))
-            commands.answer({"seconds": time.perf_counter() - started, "ticket": asdict(ticket)})
+            publisher = publishers[command["transport"]]
+            ticket = publisher.publish(command["version"], iter(weights), adapter_scale=scale)
+            commands.answer({"seconds": time.perf_counter() - started, "ticket": asdict(ticket), "whole": whole})
     for publisher in publishers.values():
         publisher.close()
 

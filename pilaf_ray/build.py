@@ -13,12 +13,15 @@ from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm, ValueModelConfig
 from pilaf_ray.config.limits import IterativeScheduleConfig, round_steps
 from pilaf_ray.config.oracle import FunctionOracleConfig, RewardModelOracleConfig
+from pilaf_ray.config.prompts import PromptSourceConfig
 from pilaf_ray.config.reward_model import RewardModelSection
-from pilaf_ray.config.schema import PromptSourceConfig, RunConfig
-from pilaf_ray.data.prompts import PromptCursor, PromptSet, load_prompts
+from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.data.prompt_turns import PromptSource
+from pilaf_ray.data.prompts import PromptSet, StreamedPrompts, load_prompts
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
+from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
@@ -27,6 +30,7 @@ from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
+from pilaf_ray.resource_plan import lora_settings
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
@@ -39,7 +43,7 @@ ROUND_ENDED = "the end of the round"
 class RunInputs:
     """What a run needs beside its models: checked before anything heavy starts."""
 
-    train: PromptSet
+    train: PromptSource
     evaluation: PromptSet
     sampler: PairSampler
     dtype: str
@@ -51,9 +55,11 @@ def build_inputs(config: RunConfig) -> RunInputs:
     for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
         _require_model(key, path)
     _check_scalar_heads(config)
+    if lora := lora_settings(config):
+        count_adapter_parameters(config.model.policy, lora)
     check_models(config.model.policy, config.model.reference_path, max_model_len=config.model.max_length)
     check_tokenizers(config.model.policy, config.model.reference_path)
-    train = _load(config, config.prompts.train)
+    train: PromptSource = _stream(config) if config.prompts.train.stream else _load(config, config.prompts.train)
     evaluation = _load(config, config.prompts.evaluation, limit=config.evaluation.prompts)
     return RunInputs(
         train=train,
@@ -99,12 +105,29 @@ def _load(config: RunConfig, source: PromptSourceConfig, *, limit: int | None = 
         column=source.column,
         split=source.split,
         limit=limit if limit is not None else source.limit,
-        tokenizer_path=config.model.policy,
-        system_prompt=config.prompts.system_prompt,
-        chat_template=config.prompts.chat_template,
-        max_prompt_tokens=config.prompts.max_prompt_tokens,
-        overlong=config.prompts.overlong,
+        **_rendering(config),
     )
+
+
+def _stream(config: RunConfig) -> StreamedPrompts:
+    """The training prompts, read as they come; the first one now, so that mistakes show before anything starts."""
+    source = config.prompts.train
+    prompts = StreamedPrompts(path=source.path, column=source.column, limit=source.limit, **_rendering(config))
+    cursor = prompts.cursor(seed=config.run.seed)
+    cursor.at(0)
+    cursor.close()
+    return prompts
+
+
+def _rendering(config: RunConfig) -> dict[str, Any]:
+    """Arguments of :class:`pilaf_ray.data.prompts.PromptRenderer`."""
+    return {
+        "tokenizer_path": config.model.policy,
+        "system_prompt": config.prompts.system_prompt,
+        "chat_template": config.prompts.chat_template,
+        "max_prompt_tokens": config.prompts.max_prompt_tokens,
+        "overlong": config.prompts.overlong,
+    }
 
 
 def with_warm_start(config: RunConfig, *, saved: Path | None = None) -> RunConfig:
@@ -174,15 +197,15 @@ def build_budget(config: RunConfig, *, spent: Spent, until_step: int | None = No
 class PlanSource:
     """Plan number i of a run, for any i: the position in the prompt order is the index itself."""
 
-    def __init__(self, *, prompts: PromptSet, sampler: PairSampler, seed: int) -> None:
-        self._cursor = PromptCursor(prompts.prompts, seed=seed)
+    def __init__(self, *, prompts: PromptSource, sampler: PairSampler, seed: int) -> None:
+        self._cursor = prompts.cursor(seed=seed)
         self._sampler = sampler
         self._seed = seed
 
     def plan(self, index: int) -> PairPlan:
         """The plan at ``index``, whatever was asked before."""
-        epoch, prompt = self._cursor.at(index)
-        return self._sampler.plan(prompt, run_seed=self._seed, epoch=epoch, draw=0, index=index)
+        turn = self._cursor.at(index)
+        return self._sampler.plan(turn.prompt, run_seed=self._seed, epoch=turn.epoch, draw=turn.draw, index=index)
 
 
 def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
@@ -245,8 +268,10 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
     """Arguments of the policy learner's class, rank and rendezvous aside."""
     learner = config.learner
     if isinstance(config.algorithm, RolloutAlgorithm):
-        return rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
+        arguments = rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
+        return {**arguments, "lora": lora_settings(config)}
     return {
+        "lora": lora_settings(config),
         "model_path": config.model.policy,
         "world_size": learner.ranks,
         "zero_stage": learner.zero_stage,

@@ -5,12 +5,13 @@ from typing import Any
 
 from pilaf_ray.config.algorithms import AdaptiveKlConfig, GrpoConfig, PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.data.prompts import PromptCursor, PromptSet
+from pilaf_ray.data.prompt_turns import PromptSource
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.evaluation.reward_quality import RewardQuality
 from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort, RewardScorer, TokenScorer
 from pilaf_ray.pipeline.reward_trainer import RewardStorePort, RewardTrainer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
+from pilaf_ray.pipeline.supervision import Report, no_report
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.types import RolloutPlan
@@ -131,27 +132,28 @@ def rollout_learner_arguments(
 class RolloutPlanSource:
     """Rollout group number i of a run, for any i, in an order of prompts that is not that of the pairs."""
 
-    def __init__(self, *, prompts: PromptSet, group_size: int, seed: int) -> None:
+    def __init__(self, *, prompts: PromptSource, group_size: int, seed: int) -> None:
         self._seed = derive_seed(str(seed), "rollouts")
-        self._cursor = PromptCursor(prompts.prompts, seed=self._seed)
+        self._cursor = prompts.cursor(seed=self._seed)
         self._group_size = group_size
 
     def plan(self, index: int) -> RolloutPlan:
         """The plan at ``index``, whatever was asked before."""
-        epoch, prompt = self._cursor.at(index)
-        group_id = pair_identity(self._seed, epoch, prompt.prompt_id, 0)
+        turn = self._cursor.at(index)
+        group_id = pair_identity(self._seed, turn.epoch, turn.prompt.prompt_id, turn.draw)
         seeds = tuple(derive_seed(group_id, f"response {number}") for number in range(self._group_size))
-        return RolloutPlan(group_id=group_id, index=index, prompt=prompt, seeds=seeds)
+        return RolloutPlan(group_id=group_id, index=index, prompt=turn.prompt, seeds=seeds)
 
 
 def rollout_stream(
     config: RunConfig,
-    prompts: PromptSet,
+    prompts: PromptSource,
     *,
     generator: GeneratorPort,
     reference: TokenScorer,
     reward: RewardScorer,
     start_step: int,
+    report: Report = no_report,
 ) -> RolloutStream:
     """What samples and scores the policy's rollouts from step ``start_step + 1`` on."""
     algorithm = config.algorithm
@@ -166,4 +168,5 @@ def rollout_stream(
         max_staleness_steps=config.pipeline.max_staleness_steps,
         start_step=start_step,
         max_steps=config.step_limit[0],
+        report=report,
     )

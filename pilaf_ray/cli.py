@@ -13,6 +13,7 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console import commands as console_commands
 from pilaf_ray.errors import GivenUpError, OracleError, PilafError, RoleLostError, WeightSyncError
 from pilaf_ray.exchange import commands as exchange_commands
+from pilaf_ray.scale_command import scale
 from pilaf_ray.study_commands import add_study_commands
 from pilaf_ray.submission import commands as submission_commands
 
@@ -41,7 +42,10 @@ def train(
         print_plan(settings)
         return
     folder = Path(settings.run.folder) / settings.run.name
-    resume = resume or (restartable and (folder / "config.json").exists())
+    if restartable and not resume:
+        from pilaf_ray.run_mirror import is_resumable
+
+        resume = is_resumable(settings, folder)
     from pilaf_ray.restarts import CHILD, run_restartable, start_controller
 
     if settings.run.restarts and CHILD not in os.environ:
@@ -121,6 +125,18 @@ def replay(
 
 
 @app.command()
+def sizing(
+    config: Annotated[Path, typer.Argument(help="YAML configuration with resources.nodes.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. learner.ranks=8")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapters, where model.lora does not say.")] = 16,
+) -> None:
+    """Print what a configuration takes on its cluster; models may be folders with nothing but a config.json."""
+    from pilaf_ray.sizing import sizing as table
+
+    typer.echo(table(load_config(config, overrides or []), rank=rank), nl=False)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report
@@ -155,6 +171,7 @@ def config_docs() -> None:
 submission_commands.add_commands(app)
 console_commands.add_commands(app)
 exchange_commands.add_commands(app)
+app.command()(scale)
 add_study_commands(app)
 
 

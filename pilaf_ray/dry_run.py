@@ -16,6 +16,7 @@ from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
 from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.run_mirror import open_mirror
 
 
 def print_plan(config: RunConfig) -> None:
@@ -27,7 +28,8 @@ def print_plan(config: RunConfig) -> None:
     """
     console = Console()
     config = with_warm_start(config)
-    for line in config.departures_from_theory:
+    open_mirror(config)
+    for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
     check_logging(config)
     inputs = build_inputs(config)
@@ -38,8 +40,9 @@ def print_plan(config: RunConfig) -> None:
     if nodes:
         _print_placement(console, config, estimates, plan_on(config, nodes))
     train, held_out = inputs.train, inputs.evaluation
+    streamed = ", streamed" if config.prompts.train.stream else ""
     lines = [
-        f"prompts: {len(train.prompts)} to train on, {len(held_out.prompts)} held out",
+        f"prompts: {train.count} to train on{streamed}, {len(held_out.prompts)} held out",
         _budget(config),
         *_rollout_lines(config),
         f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "

@@ -11,6 +11,7 @@
     ├── LedgerError(RuntimeError)        an arrow of a pair's life was taken from the wrong state
     ├── RunFolderError(RuntimeError)     the run folder is in use, missing or foreign
     ├── CheckpointError(RuntimeError)    a checkpoint cannot be written or fails verification
+    ├── MirrorError(RuntimeError)        checkpoints cannot be copied to checkpoint.mirror, or fetched from there
     ├── AccessError(ValueError)          a token of the console cannot be issued or revoked
     ├── WeightSyncError(RuntimeError)    new weights did not arrive, or are not what was sent
     ├── RewardModelError(RuntimeError)   the reward model collapsed, diverged or learned the wrong thing
@@ -70,6 +71,10 @@ class RunFolderError(PilafError, RuntimeError):
 
 class CheckpointError(PilafError, RuntimeError):
     """A checkpoint could not be written, or does not verify."""
+
+
+class MirrorError(PilafError, RuntimeError):
+    """The location of ``checkpoint.mirror`` does not answer, or not as it should."""
 
 
 class AccessError(PilafError, ValueError):

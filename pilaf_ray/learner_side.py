@@ -8,12 +8,13 @@ from pilaf_ray import build_rewards
 from pilaf_ray.actors.launch import Roles
 from pilaf_ray.config.algorithms import RolloutAlgorithm
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.data.prompts import PromptSet
+from pilaf_ray.data.prompt_turns import PromptSource
 from pilaf_ray.pipeline.policy_optimization import PolicyOptimizer
 from pilaf_ray.pipeline.ports import LearnerPort
 from pilaf_ray.pipeline.reward_monitor import MonitoredLearner
 from pilaf_ray.pipeline.reward_trainer import RewardTrainer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
+from pilaf_ray.pipeline.supervision import Report, no_report
 
 
 class LearnerSide:
@@ -22,14 +23,22 @@ class LearnerSide:
     Args:
         prompts: that rollouts are drawn from.
         warn: is given the step and what is wrong with the reward model.
+        report: told of rollouts that are set aside.
     """
 
     def __init__(
-        self, config: RunConfig, prompts: PromptSet, roles: Roles, *, warn: Callable[[int, str], None]
+        self,
+        config: RunConfig,
+        prompts: PromptSource,
+        roles: Roles,
+        *,
+        warn: Callable[[int, str], None],
+        report: Report = no_report,
     ) -> None:
         self._config = config
         self._prompts = prompts
         self._roles = roles
+        self._report = report
         self._rewards: RewardTrainer | None = None
         if roles.reward is not None:
             self._rewards = build_rewards.reward_trainer(config, roles.reward, roles.store, warn=warn)
@@ -51,6 +60,7 @@ class LearnerSide:
                 reference=roles.reference,
                 reward=roles.reward,
                 start_step=start_step,
+                report=self._report,
             )
             async with self._rollouts.running():
                 yield PolicyOptimizer(learner=roles.learner, rewards=self._rewards, rollouts=self._rollouts)

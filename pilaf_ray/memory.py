@@ -6,7 +6,7 @@ CPUs every part lies in host memory. The constants of this module are measured;
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pilaf_ray.errors import ModelError
 
@@ -51,6 +51,8 @@ class MemoryEstimate:
     role: str
     device: tuple[tuple[str, float], ...]
     host: tuple[tuple[str, float], ...]
+    first_only: tuple[str, ...] = ()
+    """Parts in host memory that only the first replica has."""
 
     @property
     def device_bytes(self) -> float:
@@ -59,8 +61,12 @@ class MemoryEstimate:
 
     @property
     def host_bytes(self) -> float:
-        """Sum in host memory."""
+        """Sum in host memory; of the first replica, where they differ."""
         return sum(size for _, size in self.host)
+
+    def host_bytes_of(self, replica: int) -> float:
+        """Sum in host memory of one replica."""
+        return sum(size for name, size in self.host if replica == 0 or name not in self.first_only)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +81,8 @@ class LearnerSettings:
     gradient_checkpointing: bool
     transport: str
     on_gpu: bool
+    adapter_parameters: int | None = None
+    """Of low-rank adapters, which are all that is trained and sent; None trains every weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +95,8 @@ class GeneratorSettings:
     max_num_batched_tokens: int
     tensor_parallel_size: int
     on_gpu: bool
+    adapter_parameters: int | None = None
+    """What an update brings; None brings every weight."""
 
 
 def shape_of(config: object, *, head: bool = True) -> ModelShape:
@@ -138,31 +148,34 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
     """One learner rank. With GPUs the model is still loaded, sent out and saved through host memory."""
     n, element = shape.parameters, BYTES[settings.precision]
     stage, ranks = settings.zero_stage, settings.ranks
-    share = n / ranks
+    adapters = settings.adapter_parameters
+    trained, held = (n, n) if adapters is None else (adapters, n + adapters)
+    share = trained / ranks
     tokens = settings.micro_batch_tokens
     layer = layer_activations(shape, element)
     kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
     activations = tokens * kept
     # On GPUs DeepSpeed takes its bucket whole; on CPUs only what is written to becomes resident.
-    bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, n)
+    bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, trained)
     work = {
-        "weights": element * (share if stage == 3 else n),
-        "gradients": element * (share if stage == 3 else n),
+        "weights": element * (held / ranks if stage == 3 else held),
+        "gradients": element * (share if stage == 3 else trained),
         "reduced gradients": 4 * share if stage else 0,
         "master weights": 4 * share if stage or element < 4 else 0,
-        "optimizer": 8 * (share if stage else n),
+        "optimizer": 8 * (share if stage else trained),
         "communication": element * bucket if stage else 0,
         "activations": activations,
         "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
     }
     host = {
         "loading": 4 * n if settings.on_gpu else 0,
-        "weights to send": element * n * (2 if settings.transport == "gloo" else 1),
+        "weights to send": element * trained * (2 if settings.transport == "gloo" else 1),
         "checkpoint": element * n,
         "allocator": 0 if settings.on_gpu else KEPT_SHARE * activations,
         "runtime": RUNTIME_MIB["learner"] * MIB,
     }
-    return _estimate("learner", work, host, on_gpu=settings.on_gpu)
+    estimate = _estimate("learner", work, host, on_gpu=settings.on_gpu)
+    return replace(estimate, first_only=("weights to send", "checkpoint"))
 
 
 def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, *, trained: float) -> MemoryEstimate:
@@ -185,7 +198,8 @@ def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, 
     def scale(sizes: tuple[tuple[str, float], ...]) -> dict[str, float]:
         return {name: size * (share if name in scaled else 1.0) for name, size in sizes if name != "weights to send"}
 
-    return MemoryEstimate(role=role, device=tuple(scale(parts.device).items()), host=tuple(scale(parts.host).items()))
+    device, host = (tuple(scale(sizes).items()) for sizes in (parts.device, parts.host))
+    return MemoryEstimate(role=role, device=device, host=host, first_only=parts.first_only)
 
 
 def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEstimate:
@@ -194,12 +208,13 @@ def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEs
     workers = settings.tensor_parallel_size if settings.on_gpu else 1
     n = shape.parameters
     both = 2 * element * n / workers
+    received = n / workers if settings.adapter_parameters is None else settings.adapter_parameters
     work = {
         "weights": both,
         "KV cache": settings.kv_cache_gib * GIB,
         "activations": settings.max_num_batched_tokens * element * (4 * shape.hidden + 3 * shape.intermediate),
         "logits": settings.max_num_seqs * shape.vocabulary * (4 * 4 + 2 * 8),
-        "weights received": element * n / workers,
+        "weights received": element * received,
     }
     if not settings.on_gpu:
         # vLLM packs linear layers for its CPU kernels after all are loaded, and tied output heads beside them.

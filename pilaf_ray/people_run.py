@@ -76,7 +76,7 @@ async def ask_people(
         return PeoplePool(await start_machine(launcher, settings, folder), scorer)
     people = settings.people if isinstance(settings, MixtureOracleConfig) else settings
     await store.open_desk(people.lease_seconds, folder.path / INBOX)
-    desk = DeskHandle(lambda: store.actor, call_seconds=config.pipeline.call_seconds)
+    desk = DeskHandle(store.desk)
     labels: LabelSource = HumanOracle(desk, human_rules(people))
     if isinstance(settings, MixtureOracleConfig):
         spent = await desk.spent()
@@ -98,19 +98,19 @@ async def ask_people(
     return PeoplePool(labels, scorer)
 
 
-async def serve_console(config: RunConfig, folder: RunFolder, store: StoreHandle, terminal: Console) -> None:
-    """Serve the console where the configuration says so, and print how to reach it."""
+async def serve_console(config: RunConfig, folder: RunFolder, store: StoreHandle, terminal: Console) -> Any:
+    """Serve the console where the configuration says so; its actor, which Ray ends when nobody holds it."""
     if not config.serves_console:
-        return
+        return None
     settings = config.console
     people = config.oracle.asks_people
-    await start_console(
+    actor = await start_console(
         logs=folder.logs,
         run=folder.path,
         host=settings.host,
         port=settings.port,
         allowed_hosts=settings.allowed_hosts,
-        store=store.actor if people else None,
+        store=store.name if people else None,
         call_seconds=config.pipeline.call_seconds,
     )
     address = f"http://{settings.host}:{settings.port}"
@@ -121,3 +121,4 @@ async def serve_console(config: RunConfig, folder: RunFolder, store: StoreHandle
         terminal.print(
             f"lead of the annotators, shown this once: {address}/enter#{secret}", markup=False, soft_wrap=True
         )
+    return actor

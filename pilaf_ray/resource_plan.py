@@ -8,6 +8,7 @@ from pilaf_ray.config.resources import LearnerResourcesConfig, RoleResourcesConf
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.engines.lora_checks import LoraSettings, count_adapter_parameters
 from pilaf_ray.memory import (
     GIB,
     GeneratorSettings,
@@ -68,11 +69,18 @@ def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
     )
 
 
+def lora_settings(config: RunConfig) -> LoraSettings | None:
+    """The adapters that are trained; None where every weight is."""
+    return None if config.model.lora is None else LoraSettings(**config.model.lora.model_dump())
+
+
 def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[MemoryEstimate, ...]:
     """One replica of every role; ``shape`` is the policy's, read from its folder when left out."""
     policy = shape or read_shape(config.model.policy)
     dtype = resolve_dtype(config.model.dtype)
     generation, learner, r = config.generation, config.learner, config.resources
+    lora = lora_settings(config)
+    adapters = None if lora is None else count_adapter_parameters(config.model.policy, lora)
     return (
         generator_memory(
             policy,
@@ -83,9 +91,10 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
                 max_num_batched_tokens=max(generation.max_num_batched_tokens, config.model.max_length),
                 tensor_parallel_size=generation.tensor_parallel_size,
                 on_gpu=r.generator.gpus > 0,
+                adapter_parameters=adapters,
             ),
         ),
-        _learner_memory(config, policy),
+        _learner_memory(config, policy, adapters),
         scorer_memory(
             "reference",
             policy,
@@ -109,7 +118,7 @@ def _scalar_head_shape(head: RewardModelSection | ValueModelConfig, policy: Mode
     return shape, 1.0 if head.trainable_layers is None else head.trainable_layers / shape.layers
 
 
-def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
+def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None) -> MemoryEstimate:
     """The policy's learner, and in the same process PPO's value model."""
     learner = config.learner
     settings = LearnerSettings(
@@ -121,20 +130,23 @@ def _learner_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
         gradient_checkpointing=learner.gradient_checkpointing,
         transport=config.weights.transport,
         on_gpu=config.resources.learner.gpus > 0,
+        adapter_parameters=adapters,
     )
     own = learner_memory(policy, settings)
     if not isinstance(config.algorithm, PpoConfig):
         return own
     value = config.algorithm.value
     shape, trained = _scalar_head_shape(value, policy)
-    beside = scalar_head_memory("value", shape, replace(settings, logprob_chunk_tokens=0), trained=trained)
+    whole = replace(settings, logprob_chunk_tokens=0, adapter_parameters=None)
+    beside = scalar_head_memory("value", shape, whole, trained=trained)
     # The two take turns, so activations are there once; the process is one.
     shared = {"activations", "allocator", "runtime", "logits"}
     device, host = (
         (*mine, *((f"value model's {name}", size) for name, size in more if name not in shared))
         for mine, more in ((own.device, beside.device), (own.host, beside.host))
     )
-    return replace(own, device=device, host=host)
+    first_only = (*own.first_only, *(f"value model's {name}" for name in beside.first_only))
+    return replace(own, device=device, host=host, first_only=first_only)
 
 
 def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
@@ -186,7 +198,8 @@ def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], 
                 lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {max(sizes):g}: {mend}")
     room = {node.name: node.memory_gib for node in plan.nodes}
     for name, members in plan.members_by_node().items():
-        needed = sum(by_role[member.rsplit("-", 1)[0]].host_bytes for member in members) / GIB
+        replicas = [member.rsplit("-", 1) for member in members]
+        needed = sum(by_role[role].host_bytes_of(int(replica)) for role, replica in replicas) / GIB
         if room[name] and needed > room[name]:
             lines.append(
                 f"{name} has {room[name]:.0f} GiB of memory, the roles on it would take {needed:.0f}: "

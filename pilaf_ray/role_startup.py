@@ -68,8 +68,15 @@ async def start_roles(
         _reward(config, folder, launcher),
     )
     labels = await ask_people(config, folder, launcher, store, oracle, reward)
-    await serve_console(config, folder, store, console)
-    return Roles(generators=generators, reference=reference, oracle=labels, learner=learner, store=store, reward=reward)
+    return Roles(
+        generators=generators,
+        reference=reference,
+        oracle=labels,
+        learner=learner,
+        store=store,
+        reward=reward,
+        console=await serve_console(config, folder, store, console),
+    )
 
 
 async def _reserve(config: RunConfig) -> Reservations:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilaf_ray.errors import RunFolderError
+from pilaf_ray.errors import PromptError, RunFolderError
+from pilaf_ray.pipeline.scaling import NAME as SCALE_REQUEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +39,30 @@ class RunFolder:
         return self.path / "logs" / f"attempt_{self.attempt}"
 
     @property
+    def prompts(self) -> Path:
+        """What identifies the prompts that the run began with."""
+        return self.path / "prompts.json"
+
+    @property
     def report(self) -> Path:
         """The final report."""
         return self.path / "report"
+
+
+def keep_prompts(folder: RunFolder, *, path: str, count: int, fingerprint: str) -> None:
+    """Write down which prompts a run has; raises PromptError where it began with others.
+
+    Pairs are planned by position in an order of the prompts, so with others a resumed run would ask some twice.
+    """
+    if not folder.prompts.is_file():
+        folder.prompts.write_text(json.dumps({"path": path, "count": count, "fingerprint": fingerprint}))
+        return
+    before = json.loads(folder.prompts.read_text())
+    if before["fingerprint"] != fingerprint:
+        raise PromptError(
+            f"{path}: not the prompts that the run began with ({before['count']} then, {count} now): put them back, "
+            "or start a new run"
+        )
 
 
 @contextmanager
@@ -62,6 +84,8 @@ def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[R
         if config_file.exists() and not resume:
             raise RunFolderError(f"{path} holds a run already: add --resume, or choose another run.name")
         config_file.write_text(json.dumps(json.loads(config_json), indent=2))
+        # What somebody asked an earlier attempt for.
+        (path / SCALE_REQUEST).unlink(missing_ok=True)
         attempt = 1 + max((int(p.name.removeprefix("attempt_")) for p in (path / "logs").glob("attempt_*")), default=0)
         folder = RunFolder(path=path, attempt=attempt)
         folder.logs.mkdir(parents=True)
@@ -70,3 +94,16 @@ def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[R
         latest.symlink_to(folder.logs.name)
         folder.checkpoints.mkdir(exist_ok=True)
         yield folder
+
+
+def is_owned(path: Path) -> bool:
+    """Whether a process has the run in ``path`` open."""
+    if not (path / ".lock").is_file():
+        return False
+    with (path / ".lock").open() as lock:
+        try:
+            # Shared, so that two who ask at once do not see each other.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

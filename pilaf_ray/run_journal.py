@@ -1,10 +1,12 @@
 """What a run says of itself: steps, events, evaluations and alarms to those who keep or show them, and its report."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -45,10 +47,17 @@ class RunJournal:
 
     Args:
         roles: the roles that compute, by name, as they are now; none before they have started.
+        others: the roles that do not, in the same way.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, console: Console, *, roles: Callable[[], Mapping[str, Metered]]
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        console: Console,
+        *,
+        roles: Callable[[], Mapping[str, Metered]],
+        others: Callable[[], Mapping[str, Metered]],
     ) -> None:
         self._config = config
         self._folder = folder
@@ -70,7 +79,7 @@ class RunJournal:
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
-        self._activity = RoleActivity(roles)
+        self._activity = RoleActivity(roles, others=others)
         self._shares = BusyShares(self._activity.busy)
         self._training_seconds = 0.0
         self._utilization: dict[str, float] = {}
@@ -92,7 +101,7 @@ class RunJournal:
         """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
         try:
             async with kept_status(
-                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.lines
+                self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.states
             ):
                 yield
         finally:
@@ -148,6 +157,13 @@ class RunJournal:
         self.evaluations.add(result)
         self._wandb.write_samples(result.step, sample_rows(result, self._config.evaluation.sample_prompts))
         self.event("evaluation", step=result.step, reward=sum(result.rewards) / len(result.rewards))
+
+    async def checkpoint(self, step: int, path: Path, *, policy: Path) -> None:
+        """Tell of a checkpoint that is on disk; ``policy`` is its model folder."""
+        self.event("checkpoint", step=step, path=str(path))
+        if self._config.logging.wandb_checkpoints:
+            # wandb hashes and copies the files before it returns.
+            await asyncio.to_thread(self._wandb.write_checkpoint, step, policy)
 
     def alarm(self, alarm: Alarm) -> None:
         """Tell people that a guard's limit was passed."""

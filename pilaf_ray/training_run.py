@@ -14,7 +14,8 @@ from pilaf_ray.actors.launch import Roles
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
+from pilaf_ray.engines.learner_layout import require_loadable
 from pilaf_ray.errors import GuardError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
@@ -25,15 +26,21 @@ from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
+from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.role_startup import start_roles
-from pilaf_ray.run_folder import RunFolder, open_run_folder
+from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
+from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
 from pilaf_ray.run_journal import RunJournal
+from pilaf_ray.run_mirror import fetch_run, require_new
 from pilaf_ray.run_restoring import RestoredRun, RunRestorer
 from pilaf_ray.types import TokenPair
 
 logger = logging.getLogger(__name__)
+
+SPARE_GENERATORS = 16
+"""So many can be added to a run on a private cluster, as far as Ray's counts go."""
 
 
 def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -43,14 +50,20 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         PilafError: with one line that says what is wrong and how to mend it.
     """
     console = console or Console()
-    for line in config.departures_from_theory:
+    for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
     path = Path(config.run.folder) / config.run.name
+    if not resume:
+        require_new(config)
+    elif (step := fetch_run(config, path)) is not None:
+        console.print(f"resuming from step {step} at {config.checkpoint.mirror}", markup=False)
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
     build.check_logging(config)
     inputs = build.build_inputs(config)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
+        train = inputs.train
+        keep_prompts(folder, path=config.prompts.train.path, count=train.count, fingerprint=train.fingerprint)
         goes_on = True
         while goes_on:
             # With a reference that is reset, every round is a run of its own that resumes the one before.
@@ -65,8 +78,12 @@ def _train_with_one_reference(
     """Whether training goes on with another reference."""
     checkpoints = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
     found = checkpoints.latest() if resume else None
+    if found is not None:
+        require_loadable(found[1], read_manifest(found[1]), learner_layouts(config))
     config, until = build.with_round_reference(config, checkpoints, step=found[0] if found else 0)
-    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus):
+    # CPUs of a private cluster are a count, not cores: generators that are added later find some.
+    spare = SPARE_GENERATORS * config.resources.generator.cpus
+    with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus + spare):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
         asyncio.run(run.run(resume=resume))
     return run.ended_by == build.ROUND_ENDED
@@ -93,16 +110,14 @@ class TrainingRun:
         self._console = console
         self._roles: Roles | None = None
         self._journal = RunJournal(
-            config, folder, console, roles=lambda: self._roles.computing if self._roles is not None else {}
+            config,
+            folder,
+            console,
+            roles=lambda: self._roles.computing if self._roles is not None else {},
+            others=lambda: {"store": self._roles.store} if self._roles is not None else {},
         )
-        self._checkpoints = CheckpointStore(
-            folder.checkpoints,
-            keep_last=config.checkpoint.keep_last,
-            keep_best=config.checkpoint.keep_best,
-            keep_every=config.checkpoint.keep_every,
-            scores=lambda: self._journal.evaluations.objectives(config.algorithm.beta),
-        )
-        self._restorer = RunRestorer(config, self._checkpoints, report=self._journal.event)
+        self._checkpoints = RunCheckpoints(config, folder, self._journal)
+        self._restorer = RunRestorer(config, self._checkpoints.store, report=self._journal.event)
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
         self._guards = NumericGuards(build.guard_rules(config))
         self._set_aside: list[tuple[str, str]] = []
@@ -126,6 +141,7 @@ class TrainingRun:
             if not journal.evaluations.results:
                 await self._evaluate(evaluator, begun.step)
             finished = await self._train_through(roles, evaluator, begun)
+            await self._checkpoints.copied()
             if self.ended_by == STOPPED:
                 journal.phase(f"stopped after step {finished}; continue with --resume")
                 return
@@ -145,8 +161,11 @@ class TrainingRun:
             self._config, self._inputs, self._folder, report=self._journal.event, console=self._console
         )
         self._journal.event("roles ready", seconds=self._journal.seconds)
-        self._side = LearnerSide(self._config, self._inputs.train, self._roles, warn=self._warn)
+        self._side = self._learner_side(self._roles)
         return self._roles
+
+    def _learner_side(self, roles: Roles) -> LearnerSide:
+        return LearnerSide(self._config, self._inputs.train, roles, warn=self._warn, report=self._journal.event)
 
     def _warn(self, step: int, complaint: str) -> None:
         self._journal.event("reward model unhealthy", step=step, complaint=complaint)
@@ -196,21 +215,23 @@ class TrainingRun:
             self._journal.phase("rebuilding the policy learner")
             roles.generators.forget_weights()
             await asyncio.gather(*(group.rebuild() for group in (roles.learner, roles.reward) if group is not None))
-            self._side = LearnerSide(self._config, self._inputs.train, roles, warn=self._warn)
+            self._side = self._learner_side(roles)
             restored = await self._restore(roles, resume=True, rebuilt=True)
             self._journal.evaluations.load(until_step=restored.step)
             return restored
 
         self._furthest = begun.step
-        with self._journal.training():
-            return await train_through_losses(
-                begun,
-                train=lambda work: self._train(roles, evaluator, work),
-                rebuild=rebuild,
-                furthest_step=lambda: self._furthest,
-                policy=build.supervision_policy(self._config),
-                report=self._journal.event,
-            )
+        report = self._journal.event
+        async with scaled_on_request(self._folder.path, roles.generators.resize, report=report):
+            with self._journal.training():
+                return await train_through_losses(
+                    begun,
+                    train=lambda work: self._train(roles, evaluator, work),
+                    rebuild=rebuild,
+                    furthest_step=lambda: self._furthest,
+                    policy=build.supervision_policy(self._config),
+                    report=report,
+                )
 
     async def _train(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun) -> int:
         journal = self._journal
@@ -230,10 +251,11 @@ class TrainingRun:
         journal.event("training ended", step=finished, by=self.ended_by)
         logger.info("training ended after step %d by %s", finished, self.ended_by)
         journal.phase(f"training ended after step {finished}: {self.ended_by}")
-        await self._checkpoints.finish()
-        if finished > begun.step and not self._checkpoints.has(finished):
-            await self._save(finished, keep=schedule.served_version(finished))
-        await self._checkpoints.finish()
+        saved = self._checkpoints.store
+        await saved.finish()
+        if finished > begun.step and not saved.has(finished):
+            await self._checkpoints.save(finished, self._side.save, serving=schedule.served_version(finished))
+        await saved.finish()
         return finished
 
     def _controller(
@@ -287,7 +309,7 @@ class TrainingRun:
         # A round is resumed from the policy that samples it.
         ends_round = self._config.schedule.type == "iterative" and schedule.served_version(step) == step
         if step % self._config.checkpoint.every_steps == 0 or ends_round:
-            await self._save(step, keep=schedule.served_version(step))
+            await self._checkpoints.save(step, self._side.save, serving=schedule.served_version(step))
 
     async def _after_sync(self, step: int, evaluator: Evaluator) -> None:
         """The weights of ``step`` are served everywhere: rollouts under them begin, and they are evaluated if due."""
@@ -309,13 +331,6 @@ class TrainingRun:
             raise RollbackError(alarm.message)
         elif alarm.policy == "stop":
             raise GuardError(alarm.message)
-
-    async def _save(self, step: int, *, keep: int) -> None:
-        with self._journal.spans.measure("checkpoint"):
-            await self._checkpoints.write_behind(step, self._side.save, published=self._published, keep=keep)
-
-    def _published(self, step: int, path: Path) -> None:
-        self._journal.event("checkpoint", step=step, path=str(path))
 
     async def _report(self, roles: Roles, finished: int) -> str:
         counts = (await roles.store.counts()).check()

@@ -7,7 +7,8 @@ replicas that are lost (``pipeline/replicas.py``).
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from pilaf_ray.actors.calls import call, end_actor
-from pilaf_ray.errors import OracleUnavailableError, RoleLostError
+from pilaf_ray.errors import OracleUnavailableError, PilafError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
 from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
@@ -56,13 +58,25 @@ class _Replicas:
         self._report = report
         self._policy = policy
         self.meter = BusyMeter()
+        self._pulses: dict[Any, Pulse] = {}
         self._pool: ReplicaPool[Any] = ReplicaPool(
             role, actors, replace=spawn, end=end_actor, ping=self._ping, policy=policy, report=report
         )
 
     async def _ping(self, actor: Any) -> None:
         # The pool has its own, shorter patience.
-        await call(actor.heartbeat.remote(), role=self._role, seconds=self._seconds)
+        memory = await call(actor.heartbeat.remote(), role=self._role, seconds=self._seconds)
+        self._pulses[actor] = Pulse(time=time.time(), memory_mib=memory)
+
+    @property
+    def replicas(self) -> list[ReplicaStatus]:
+        """Each replica and its newest heartbeat."""
+        living = self._pool.living()
+        self._pulses = {actor: pulse for actor, pulse in self._pulses.items() if actor in living.values()}
+        return [
+            ReplicaStatus(number=number, serving=number in living, pulse=self._pulses.get(living.get(number)))
+            for number in self._pool.numbers
+        ]
 
     async def ask(self, method: str, *arguments: Any, pairs: Sequence[str] = ()) -> Any:
         """Call ``method`` on the least loaded replica; ``pairs`` are the ids of the pairs it is about."""
@@ -93,8 +107,15 @@ class _Replicas:
 class GeneratorPool(_Replicas):
     """Generator replicas behind one face; a newcomer pulls the newest weights before it samples."""
 
-    def __init__(self, actors: Sequence[Any], *, spawn: Spawn, **settings: Any) -> None:
-        self._spawn = spawn
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        *,
+        spawn: Spawn,
+        leave: Callable[[int], None] = lambda _number: None,
+        **settings: Any,
+    ) -> None:
+        self._spawn, self._leave = spawn, leave
         self._attempts = count()
         self._newest: tuple[PullWeights, Any] | None = None
         super().__init__("generator", actors, spawn=self._newcomer, **settings)
@@ -136,6 +157,22 @@ class GeneratorPool(_Replicas):
             raise
         return actor
 
+    async def resize(self, replicas: int) -> int:
+        """Start or end generators until there are ``replicas``; returns how many there are.
+
+        One that does not start is reported and done without.
+        """
+        if replicas > len(self._pool):
+            growing = [self._pool.grow() for _ in range(replicas - len(self._pool))]
+            for found in await asyncio.gather(*growing, return_exceptions=True):
+                if isinstance(found, PilafError):
+                    self._report("generator not added", cause=str(found))
+                elif isinstance(found, BaseException):
+                    raise found
+        while replicas < len(self._pool):
+            self._leave(await self._pool.shrink())
+        return len(self._pool)
+
     async def stop(self) -> None:
         """End the replicas and give their memory back."""
         await self.close()
@@ -160,9 +197,9 @@ class ReferencePool(_Replicas):
         result: list[float] = await self.ask("score_responses", list(items), pairs=pairs)
         return result
 
-    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        """log π_ref of each response token of single (prompt, response) token pairs."""
-        result: list[list[float]] = await self.ask("score_tokens", list(items))
+    async def score_tokens(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[list[float]]:
+        """log π_ref of each response token of single (prompt, response) token pairs, which ``pairs`` are about."""
+        result: list[list[float]] = await self.ask("score_tokens", list(items), pairs=pairs)
         return result
 
 
@@ -199,9 +236,14 @@ class OraclePool(_Replicas):
 
 
 class StoreHandle(_Replicas):
-    """The ledger's single writer; replaced on its file, its arrows may be repeated."""
+    """The ledger's single writer; replaced on its file, its arrows may be repeated.
 
-    def __init__(self, actor: Any, *, spawn: Spawn, **settings: Any) -> None:
+    Args:
+        name: Ray's name of the actor, and of each that replaces it.
+    """
+
+    def __init__(self, actor: Any, *, name: str, spawn: Spawn, **settings: Any) -> None:
+        self.name = name
         self._spawn = spawn
         self._desk: tuple[float, str] | None = None
         super().__init__("preference store", [actor], spawn=self._newcomer, **settings)
@@ -255,13 +297,9 @@ class StoreHandle(_Replicas):
         self._desk = (lease_seconds, str(inbox.resolve()))
         await self.ask("open_desk", *self._desk)
 
-    @property
-    def actor(self) -> Any:
-        """The actor itself, for the labelling desk in front of it; a replacement is another one."""
-        actors = self._pool.living()
-        if not actors:
-            raise RoleLostError("preference store is being replaced")
-        return actors[0]
+    async def desk(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Call a method of the labelling desk, which may be asked twice."""
+        return await self.ask("desk", method, arguments, named)
 
     async def next_plan_index(self) -> int:
         """The index that the next new plan gets."""

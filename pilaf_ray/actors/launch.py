@@ -3,6 +3,11 @@
 import asyncio
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
+
+from ray.actor import ActorHandle
+from ray.exceptions import ActorAlreadyExistsError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pilaf_ray.actors.calls import call, end_actor
 from pilaf_ray.actors.handles import GeneratorPool, OraclePool, ReferencePool, Spawn, StoreHandle
@@ -65,6 +70,8 @@ class Roles:
     learner: LearnerGroup
     store: StoreHandle
     reward: RewardGroup | None = None
+    console: ActorHandle | None = None
+    """Kept, because Ray ends an actor that nobody holds."""
 
     @property
     def computing(self) -> dict[str, ComputingRole]:
@@ -121,9 +128,24 @@ class RoleLauncher:
         return {"call_seconds": self._call_seconds, "policy": self._policy}
 
     async def generators(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> GeneratorPool:
-        """Start ``replicas`` generators."""
+        """Start ``replicas`` generators; later ones reserve for themselves what these have."""
         spawn = self._spawner(GeneratorActor, "generator", resources, arguments, concurrency=1000)
-        return GeneratorPool(await _all(spawn, replicas), spawn=spawn, **self._supervised)
+
+        async def join(number: int) -> Any:
+            reserved = await self._reservations.join("generator", number)
+            try:
+                return await spawn(number)
+            except BaseException:
+                if reserved:
+                    self._reservations.leave("generator", number)
+                raise
+
+        return GeneratorPool(
+            await _all(spawn, replicas),
+            spawn=join,
+            leave=lambda number: self._reservations.leave("generator", number),
+            **self._supervised,
+        )
 
     async def reference(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> ReferencePool:
         """Start ``replicas`` reference models."""
@@ -181,14 +203,25 @@ class RoleLauncher:
         return start
 
     async def store(self, url: str, namespace: str | None = None) -> StoreHandle:
-        """Start the ledger's single writer."""
+        """Start the ledger's single writer, under a name by which other actors find the one that lives now."""
+        name = f"preference-store-{uuid4().hex}"
+
+        # The name of a writer that has ended is free a moment later.
+        @retry(
+            retry=retry_if_exception_type(ActorAlreadyExistsError),
+            stop=stop_after_delay(START_SECONDS),
+            wait=wait_fixed(0.1),
+            reraise=True,
+        )
+        async def create() -> Any:
+            return StoreActor.options(name=name, num_cpus=0, max_restarts=0).remote("store", self._logs, url, namespace)
 
         async def spawn(_number: int) -> Any:
-            actor = StoreActor.options(num_cpus=0, max_restarts=0).remote("store", self._logs, url, namespace)
+            actor = await create()
             await call(actor.start.remote(), role="preference store", seconds=START_SECONDS)
             return actor
 
-        return StoreHandle(await spawn(0), spawn=spawn, **self._supervised)
+        return StoreHandle(await spawn(0), name=name, spawn=spawn, **self._supervised)
 
     def _spawner(
         self, factory: Any, role: str, resources: RoleResources, *arguments: Any, concurrency: int | None = None

@@ -1,6 +1,7 @@
 """The ranks of a learner, which live and die together."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import ray
 from pilaf_ray.actors.calls import RoleDiedError, call, end_actor
 from pilaf_ray.errors import RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
-from pilaf_ray.pipeline.replicas import unless_gone
+from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
+from pilaf_ray.pipeline.replica_slots import unless_gone
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.types import (
     LabeledPair,
@@ -44,7 +46,17 @@ class RankGroup:
         self._seconds = call_seconds
         self._policy = policy
         self.meter = BusyMeter()
+        self._pulses: dict[int, Pulse] = {}
         self._watch_ranks()
+
+    @property
+    def replicas(self) -> list[ReplicaStatus]:
+        """Each rank and its newest heartbeat; one rank's loss is the group's."""
+        serving = not self._gone.done()
+        return [
+            ReplicaStatus(number=rank, serving=serving, pulse=self._pulses.get(rank))
+            for rank in range(len(self._actors))
+        ]
 
     async def rebuild(self) -> None:
         """End what is left of the group and start another, which has learned nothing so far."""
@@ -103,6 +115,7 @@ class RankGroup:
         return list(await self.everywhere("usage"))
 
     def _watch_ranks(self) -> None:
+        self._pulses = {}
         self._gone: asyncio.Future[RoleLostError] = asyncio.get_running_loop().create_future()
         self._watching = [
             asyncio.create_task(self._watch(rank, actor, self._gone)) for rank, actor in enumerate(self._actors)
@@ -113,7 +126,8 @@ class RankGroup:
         while not gone.done():
             await asyncio.sleep(self._policy.heartbeat_every)
             try:
-                await call(actor.heartbeat.remote(), role=name, seconds=seconds)
+                memory = await call(actor.heartbeat.remote(), role=name, seconds=seconds)
+                self._pulses[rank] = Pulse(time=time.time(), memory_mib=memory)
             except RoleLostError as error:
                 if not gone.done():
                     gone.set_result(error)

@@ -10,15 +10,18 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
+from ray.actor import ActorHandle
 
 from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.handles import OraclePool
-from pilaf_ray.errors import ConfigError
+from pilaf_ray.errors import ConfigError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.run_status import ReplicaStatus
+from pilaf_ray.observability.sinks import EventLog
 from pilaf_ray.oracle.mixture import LabelSource
 from pilaf_ray.store.desk import Backlog, Opinions, Progress
 from pilaf_ray.store.records import LabelEvent, Lease
@@ -27,16 +30,34 @@ from pilaf_ray.types import PreferenceLabel, ResponsePair, RoleUsage
 START_SECONDS = 120.0
 
 
-class DeskHandle:
-    """The desk, in the process of the ledger's single writer.
+class AskDesk(Protocol):
+    """How the desk is reached: a method of it, and its arguments."""
 
-    Args:
-        store: the writer's actor, or what gives the one that lives now.
+    async def __call__(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any: ...
+
+
+def desk_of(store: str, *, call_seconds: float) -> AskDesk:
+    """The desk of the store's actor that has this name now, for whoever does not supervise it.
+
+    A writer that replaces a lost one takes over its name; in between, RoleLostError.
     """
 
-    def __init__(self, store: Any, *, call_seconds: float) -> None:
-        self._store = store
-        self._seconds = call_seconds
+    async def ask(method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        try:
+            actor = ray.get_actor(store)
+        except ValueError as error:
+            raise RoleLostError("preference store is being replaced") from error
+        remote = actor.desk.remote(method, arguments, named)
+        return await call(remote, role="preference store", seconds=call_seconds)
+
+    return ask
+
+
+class DeskHandle:
+    """The desk, in the process of the ledger's single writer."""
+
+    def __init__(self, ask: AskDesk) -> None:
+        self._call = ask
 
     async def want(self, pair_ids: Sequence[str], votes_per_pair: int) -> Mapping[str, Opinions]:
         return await self._ask("want", list(pair_ids), votes_per_pair)
@@ -74,9 +95,7 @@ class DeskHandle:
         return await self._ask("backlog")
 
     async def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
-        store = self._store() if callable(self._store) else self._store
-        remote = store.desk.remote(method, *arguments, **named)
-        return await call(remote, role="preference store", seconds=self._seconds)
+        return await self._call(method, arguments, named)
 
 
 class PeoplePool:
@@ -106,6 +125,11 @@ class PeoplePool:
         """Stop watching what scores."""
         await self._scorer.close()
 
+    @property
+    def replicas(self) -> list[ReplicaStatus]:
+        """Of what scores."""
+        return self._scorer.replicas
+
     async def usage(self) -> list[RoleUsage]:
         """Of what scores; people are not measured."""
         return await self._scorer.usage()
@@ -115,13 +139,22 @@ class _Console:
     """The console's server, in a thread of its actor; started by ``__init__``, so also when Ray restarts it."""
 
     def __init__(
-        self, logs: str, run: str, host: str, port: int, allowed_hosts: Sequence[str], store: Any, call_seconds: float
+        self,
+        logs: str,
+        run: str,
+        host: str,
+        port: int,
+        allowed_hosts: Sequence[str],
+        store: str | None,
+        call_seconds: float,
     ) -> None:
         setup_logging("console", Path(logs))
         from pilaf_ray.console.app import create_app
         from pilaf_ray.console.serving import server
 
-        desk = None if store is None else DeskHandle(store, call_seconds=call_seconds)
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            EventLog(Path(run) / "events.jsonl").record("console restarted")
+        desk = None if store is None else DeskHandle(desk_of(store, call_seconds=call_seconds))
         app = create_app(Path(run), host=host, allowed_hosts=allowed_hosts, desk=desk)
         self._server = server(app, host=host, port=port)
         threading.Thread(target=self._server.run, name="console", daemon=True).start()
@@ -142,12 +175,12 @@ ConsoleActor = ray.remote(_Console)
 
 
 async def start_console(
-    *, logs: Path, run: Path, host: str, port: int, allowed_hosts: Sequence[str], store: Any, call_seconds: float
-) -> Any:
-    """Serve the console of ``run`` from an actor on this machine; returns the actor.
+    *, logs: Path, run: Path, host: str, port: int, allowed_hosts: Sequence[str], store: str | None, call_seconds: float
+) -> ActorHandle:
+    """Serve the console of ``run`` from an actor on this machine, for as long as somebody holds what is returned.
 
     Args:
-        store: the store's actor where people label; None without a labelling page.
+        store: the name of the store's actor where people label; None without a labelling page.
 
     Raises:
         ConfigError: the address is taken.

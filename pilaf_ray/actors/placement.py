@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pilaf_ray.errors import ClusterError, PlacementError
-from pilaf_ray.placement import GIB, Bundle, BundleGroup, NodeCapacity
+from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
 
 
 def cluster_nodes() -> tuple[NodeCapacity, ...]:
@@ -54,42 +55,95 @@ class Reservations:
     def __init__(self, groups: Sequence[BundleGroup]) -> None:
         self._groups = groups
         self._reserved: list[Any] = []
+        self._joined: dict[tuple[str, int], Any] = {}
         self._options: dict[tuple[str, int], dict[str, Any]] = {}
+        self._seconds = 120.0
 
     async def acquire(self, *, seconds: float) -> None:
         """Reserve everything, or nothing; raises PlacementError with the group that was not granted in time."""
-        wanted = []
-        for group in self._groups:
-            if all(bundle.is_empty for bundle in group.bundles):
-                for bundle in group.bundles:
-                    self._remember(bundle, {"label_selector": dict(bundle.labels)} if bundle.labels else {})
-                continue
-            reserved = placement_group(
-                [_resources(bundle) for bundle in group.bundles],
-                strategy=group.strategy.upper(),
-                # Ray wants a new name even where the last holder is being removed.
-                name=f"{group.name}-{uuid4().hex[:8]}",
-                bundle_label_selector=_selectors(group),
-            )
-            self._reserved.append(reserved)
-            wanted.append((group, reserved))
-            for index, bundle in enumerate(group.bundles):
-                strategy = PlacementGroupSchedulingStrategy(
-                    reserved, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
-                )
-                self._remember(bundle, {"scheduling_strategy": strategy})
+        self._seconds = seconds
         deadline = asyncio.get_running_loop().time() + seconds
+        wanted = [(group, self._ask(group)) for group in self._groups]
         for group, reserved in wanted:
             try:
-                async with asyncio.timeout_at(deadline):
-                    await reserved.ready()
-            except TimeoutError as error:
+                await self._grant(group, reserved, deadline)
+            except PlacementError:
                 self.release()
-                raise PlacementError(
-                    f"the cluster did not reserve {len(group.bundles)} x {group.bundles[0].describe()} for "
-                    f"{group.name} within {seconds:g} s; others may have taken it: wait, raise "
-                    "resources.start_seconds, or ask for less"
-                ) from error
+                raise
+
+    async def join(self, role: str, replica: int) -> bool:
+        """Reserve for one more replica what replica 0 has; False where it has its place already, or needs none.
+
+        Raises:
+            PlacementError: it is not granted in the time that :meth:`acquire` had.
+        """
+        model = self._bundle_of(role, 0)
+        if (role, replica) in self._options or model is None:
+            return False
+        (gpus,) = [member.gpus for member in model.members if (member.role, member.replica) == (role, 0)]
+        alone = replace(model, gpus=gpus, members=(Member(role=role, replica=replica, gpus=gpus),))
+        group = BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
+        reserved = self._ask(group)
+        try:
+            await self._grant(group, reserved, asyncio.get_running_loop().time() + self._seconds)
+        except BaseException:
+            self.leave(role, replica)
+            raise
+        return True
+
+    def leave(self, role: str, replica: int) -> None:
+        """Give back what one replica has for itself alone; places of the beginning stay reserved for it."""
+        reserved = self._joined.pop((role, replica), None)
+        if reserved is not None:
+            remove_placement_group(reserved)
+        if self._bundle_of(role, replica) is None:
+            self._options.pop((role, replica), None)
+
+    def _bundle_of(self, role: str, replica: int) -> Bundle | None:
+        for group in self._groups:
+            for bundle in group.bundles:
+                if any((member.role, member.replica) == (role, replica) for member in bundle.members):
+                    return bundle
+        return None
+
+    def _ask(self, group: BundleGroup) -> Any:
+        """Ray's reservation, not granted yet; None where nothing is to be reserved."""
+        if all(bundle.is_empty for bundle in group.bundles):
+            for bundle in group.bundles:
+                self._remember(bundle, {"label_selector": dict(bundle.labels)} if bundle.labels else {})
+            return None
+        reserved = placement_group(
+            [_resources(bundle) for bundle in group.bundles],
+            strategy=group.strategy.upper(),
+            # Ray wants a new name even where the last holder is being removed.
+            name=f"{group.name.replace(' ', '-')}-{uuid4().hex[:8]}",
+            bundle_label_selector=_selectors(group),
+        )
+        if group in self._groups:
+            self._reserved.append(reserved)
+        else:
+            (member,) = group.bundles[0].members
+            self._joined[(member.role, member.replica)] = reserved
+        for index, bundle in enumerate(group.bundles):
+            strategy = PlacementGroupSchedulingStrategy(
+                reserved, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
+            )
+            self._remember(bundle, {"scheduling_strategy": strategy})
+        return reserved
+
+    async def _grant(self, group: BundleGroup, reserved: Any, deadline: float) -> None:
+        """Wait until Ray has granted what was asked for."""
+        if reserved is None:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await reserved.ready()
+        except TimeoutError as error:
+            raise PlacementError(
+                f"the cluster did not reserve {len(group.bundles)} x {group.bundles[0].describe()} for "
+                f"{group.name} within {self._seconds:g} s; others may have taken it: wait, raise "
+                "resources.start_seconds, or ask for less"
+            ) from error
 
     def _remember(self, bundle: Bundle, options: dict[str, Any]) -> None:
         for member in bundle.members:
@@ -102,9 +156,10 @@ class Reservations:
 
     def release(self) -> None:
         """Give everything back."""
-        for reserved in self._reserved:
+        for reserved in (*self._reserved, *self._joined.values()):
             remove_placement_group(reserved)
         self._reserved.clear()
+        self._joined.clear()
 
 
 def _resources(bundle: Bundle) -> dict[str, float]:

@@ -4,16 +4,18 @@ The plain classes import torch, vLLM or DeepSpeed, so they are imported inside t
 actors: the driver process stays light and can run on a login node.
 
 ``heartbeat`` answers beside the work, in the concurrency group ``watch``, so that a busy role is
-not taken for a dead one. The generator's goes through its engine, which is a process of its own.
+not taken for a dead one; it says how much memory is in use (MiB). The generator's goes through its
+engine, which is a process of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.usage import resident_mib
 from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
@@ -51,10 +53,11 @@ class _Generator:
     async def start(self) -> None:
         await self._generator.start()
 
-    async def heartbeat(self) -> None:
+    async def heartbeat(self) -> float:
         # An engine that takes new weights answers nothing else; the update has its own deadline.
         if not self._updating:
             await self._generator.heartbeat()
+        return resident_mib()
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         return await self._generator.generate(request)
@@ -90,8 +93,9 @@ class _Reference:
         """Answers once the model is loaded."""
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def heartbeat(self) -> None:
-        """Answers while the process lives."""
+    def heartbeat(self) -> float:
+        """Answers while the process lives, with its memory in MiB."""
+        return resident_mib()
 
     def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
         return self._reference.score(pairs)
@@ -119,8 +123,9 @@ class _Oracle:
         """Answers once the oracle is loaded."""
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    async def heartbeat(self) -> None:
-        """Answers while the process lives."""
+    async def heartbeat(self) -> float:
+        """Answers while the process lives, with its memory in MiB."""
+        return resident_mib()
 
     async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
         return await self._oracle.label(pairs)
@@ -146,8 +151,9 @@ class _Rank:
         return free_address()
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def heartbeat(self) -> None:
-        """Answers while the process lives."""
+    def heartbeat(self) -> float:
+        """Answers while the process lives, with its memory in MiB."""
+        return resident_mib()
 
 
 class _Reward(_Rank):
@@ -195,12 +201,12 @@ class _Learner(_Rank):
 
     def publish(self, version: int) -> "WeightUpdate | None":
         """Push; every rank walks the parameters in lockstep, rank 0 alone sends them."""
-        weights: Iterator[tuple[str, Tensor]] = self._learner.named_weights()
+        weights: Iterator[tuple[str, Tensor]] = self._learner.sent_weights()
         if self._publisher is None:
             for _ in weights:
                 pass
             return None
-        return self._publisher.publish(version, weights)
+        return self._publisher.publish(version, weights, adapter_scale=self._learner.adapter_scale)
 
     @ray.method(concurrency_group="beside")  # type: ignore[untyped-decorator]
     def publish_again(self, version: int) -> "WeightUpdate | None":
@@ -234,8 +240,9 @@ class _Store:
         """Answers once the ledger is open."""
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def heartbeat(self) -> None:
-        """Answers while the process lives."""
+    def heartbeat(self) -> float:
+        """Answers while the process lives, with its memory in MiB."""
+        return resident_mib()
 
     def add_plans(self, plans: Sequence[PairPlan]) -> None:
         self._ledger.add_plans(plans)
@@ -276,7 +283,7 @@ class _Store:
 
         self._desk = LabelDesk(self._ledger, lease_seconds=lease_seconds, inbox=Path(inbox))
 
-    def desk(self, method: str, *arguments: Any, **named: Any) -> Any:
+    def desk(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         return getattr(self._desk, method)(*arguments, **named)
 
 

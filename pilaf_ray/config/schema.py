@@ -3,12 +3,14 @@
 Hand-written configurations are YAML; the resolved one is saved as JSON beside the run.
 """
 
+from math import lcm
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
 from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
 from pilaf_ray.config.guards import GuardsSection
 from pilaf_ray.config.limits import (
@@ -20,6 +22,7 @@ from pilaf_ray.config.limits import (
     round_steps,
     step_limit,
 )
+from pilaf_ray.config.model import ModelSection
 from pilaf_ray.config.oracle import (
     FunctionOracleConfig,
     MixtureOracleConfig,
@@ -27,6 +30,7 @@ from pilaf_ray.config.oracle import (
     RewardModelOracleConfig,
     ScoringOracleConfig,
 )
+from pilaf_ray.config.prompts import PromptsSection
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
@@ -35,56 +39,6 @@ from pilaf_ray.config.submission import SubmissionSection
 from pilaf_ray.config.supervision import SupervisionSection
 
 _SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
-
-
-class ModelSection(Section):
-    """The policy and the reference: Hugging Face folders or hub ids."""
-
-    policy: str
-    """Start of the policy."""
-    reference: str | None = None
-    """The fixed reference; model.policy when left out."""
-    init_from: str | None = None
-    """A run, a checkpoint of one or a model folder that the policy starts from; the reference stays what it is."""
-    dtype: Dtype = "auto"
-    """Number format of generation and reference; auto is bfloat16 where the hardware has it."""
-    max_length: int = Field(ge=8)
-    """Longest prompt and response together, in tokens."""
-
-    @property
-    def reference_path(self) -> str:
-        """The reference that is used."""
-        return self.reference or self.policy
-
-
-class PromptSourceConfig(Section):
-    """Where prompts come from."""
-
-    path: str
-    """A .jsonl, .csv or .parquet file, a hub data set, or builtin:reviews/train|evaluation|final."""
-    column: str = "prompt"
-    """Column that holds the prompt text."""
-    split: str = "train"
-    """Split of a hub data set."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take only the first so many."""
-
-
-class PromptsSection(Section):
-    """Prompts and how they are rendered."""
-
-    train: PromptSourceConfig
-    """Prompts to learn from."""
-    evaluation: PromptSourceConfig
-    """Held-out prompts; never trained on."""
-    system_prompt: str | None = None
-    """System message; the template's own default when left out."""
-    chat_template: bool = True
-    """Render prompts with the tokenizer's chat template."""
-    max_prompt_tokens: int = Field(ge=1)
-    """Longest rendered prompt, in tokens."""
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer prompt; dropped and truncated ones are counted."""
 
 
 class GenerationSection(Section):
@@ -192,19 +146,6 @@ class WeightsSection(Section):
     """Whether responses under way are given fresh KV caches of new weights, or keep what the old ones left."""
 
 
-class CheckpointSection(Section):
-    """Checkpoints."""
-
-    every_steps: int = Field(default=50, ge=1)
-    """One is always written at the end, too."""
-    keep_last: int = Field(default=2, ge=1)
-    """Older ones are removed, except for:"""
-    keep_best: int = Field(default=0, ge=0)
-    """So many with the highest J on the held-out prompts, of those that were evaluated."""
-    keep_every: int | None = Field(default=None, ge=1)
-    """Those of steps that are multiples of it."""
-
-
 class EvaluationSection(Section):
     """Held-out evaluation."""
 
@@ -225,6 +166,8 @@ class LoggingSection(Section):
     """auto: online where logged in, offline otherwise."""
     wandb_project: str = "pilaf-ray"
     """Project name."""
+    wandb_checkpoints: bool = False
+    """Keep the policy of each checkpoint as a version of a wandb artifact."""
     tensorboard: bool = False
     """Write event files into the run folder's tensorboard/; tensorboard --logdir shows all runs of a folder."""
     prometheus: bool = False
@@ -327,6 +270,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_keep_their_reference(self) -> Self:
+        if self.model.lora and isinstance(self.schedule, IterativeScheduleConfig) and self.schedule.reset_reference:
+            raise ValueError(
+                "schedule.reset_reference gives each round another reference, and model.lora adapts one: set "
+                "schedule.reset_reference: false, or leave model.lora out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ends(self) -> Self:
         steps, _ = self.step_limit
         other = self.run.max_generated_tokens is not None or self.run.max_seconds is not None
@@ -367,6 +319,20 @@ class RunConfig(Section):
         if getattr(self.sampler, "beta", None) not in (None, self.algorithm.beta):
             lines.append(f"sampler.beta differs from algorithm.beta = {self.algorithm.beta:g}: the theory needs one β")
         return lines
+
+    @property
+    def idle_settings(self) -> list[str]:
+        """Settings that cannot do anything beside the others; one line each."""
+        best, saved, judged = self.checkpoint.keep_best, self.checkpoint.every_steps, self.evaluation.every_steps
+        meets = judged > 0 and (
+            isinstance(self.schedule, IterativeScheduleConfig) or lcm(saved, judged) < self.step_limit[0]
+        )
+        if best == 0 or meets:
+            return []
+        return [
+            f"checkpoint.keep_best = {best} has nothing to choose by: no checkpoint before the last is evaluated; set "
+            f"evaluation.every_steps to {saved}, say"
+        ]
 
     @model_validator(mode="after")
     def _devices_suffice(self) -> Self:

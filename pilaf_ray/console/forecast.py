@@ -16,6 +16,8 @@ class Forecast:
     labels: int
     budget: int | None
     pairs_per_second: float | None
+    tokens_per_second: float | None
+    """Generated tokens, candidates included."""
     seconds_left: float | None
     """None before the first step, without a limit of labels, and once the run has ended."""
 
@@ -25,6 +27,7 @@ def forecast(records: RunRecords, counts: dict[str, int], *, now: float) -> Fore
     recent = records.metrics[-RECENT_STEPS:]
     seconds = sum(row.get(key) or 0.0 for row in recent for key in ("time/wait", "time/train", "time/push"))
     pace = len(recent) / seconds if seconds > 0 else None
+    tokens = sum(row.get("cost/generated_tokens") or 0.0 for row in recent)
     steps = int(records.latest.get("step", 0))
     running = records.state(now) == "running"
     labels = sum(counts.get(state, 0) for state in ("labeled", "trained"))
@@ -36,5 +39,6 @@ def forecast(records: RunRecords, counts: dict[str, int], *, now: float) -> Fore
         labels=labels,
         budget=budget,
         pairs_per_second=pace * records.batch_pairs if pace else None,
+        tokens_per_second=tokens / seconds if pace and tokens else None,
         seconds_left=left / pace if pace and running and left is not None else None,
     )

@@ -1,5 +1,6 @@
 """The reward–KL frontier as a figure: where each evaluation stands, in the order of training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,4 +72,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    return [low + (high - low) * k / 4 for k in range(5)]
+    """Three to eight multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    size = power * min((1, 2, 5, 10), key=lambda factor: abs(factor - rough / power))
+    return [round(size * n, 12) for n in range(math.ceil(low / size), math.floor(high / size) + 1)]

@@ -30,21 +30,30 @@ STATES = ("planned", "sampled", "labeled", "trained", "abstained", "rejected", "
 def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Doorkeeper) -> APIRouter:
     """Routes for everyone who may view."""
     router = APIRouter()
+    router.include_router(run_pages(records, ledger, pages, doors))
+    router.include_router(pair_pages(records, ledger, pages, doors))
+    return router
+
+
+def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Doorkeeper) -> APIRouter:
+    """The run as a whole, and the live stream behind it."""
+    router = APIRouter()
     see = Annotated[Visitor, Depends(doors.allow(lambda role: role.may_view))]
-    tokenizer = load_tokenizer(records.path, records.config["model"]["policy"])
 
     @router.get("/", response_class=HTMLResponse)
     def overview(request: Request, visitor: see) -> HTMLResponse:
         records.refresh()
-        keys = dict.fromkeys(key for row in records.metrics[-50:] for key in row)
+        # A key without any value, such as the reward of answers that only people judge, gets no empty chart.
+        keys = dict.fromkeys(key for row in records.metrics[-50:] for key, value in row.items() if value is not None)
         in_flight = (records.bound + 1) * records.batch_pairs
         shown = charts_for(keys, bound=records.bound, in_flight=in_flight)
-        return pages.show(request, visitor, "overview.html.j2", charts=shown, **_numbers(records, ledger))
+        figures = pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger))
+        return pages.show(request, visitor, "overview.html.j2", charts=shown, numbers=figures)
 
     @router.get("/numbers", response_class=HTMLResponse)
-    def numbers(request: Request, visitor: see) -> HTMLResponse:
+    def numbers(visitor: see) -> HTMLResponse:
         records.refresh()
-        return pages.show(request, visitor, "_numbers.html.j2", **_numbers(records, ledger))
+        return HTMLResponse(pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger)))
 
     @router.get("/live", response_class=EventSourceResponse)
     async def live(request: Request, visitor: see) -> AsyncIterator[ServerSentEvent]:
@@ -68,6 +77,20 @@ def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
         records.refresh()
         newest = list(records.events)[-200:][::-1]
         return pages.show(request, visitor, "roles.html.j2", roles=role_reports(records), events=newest)
+
+    @router.get("/samples", response_class=HTMLResponse)
+    def samples(request: Request, visitor: see) -> HTMLResponse:
+        records.refresh()
+        return pages.show(request, visitor, "samples.html.j2", samples=records.samples(SAMPLE_PROMPTS))
+
+    return router
+
+
+def pair_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Doorkeeper) -> APIRouter:
+    """The list of pairs, and each with its provenance."""
+    router = APIRouter()
+    see = Annotated[Visitor, Depends(doors.allow(lambda role: role.may_view))]
+    tokenizer = load_tokenizer(records.path, records.config["model"]["policy"])
 
     @router.get("/pairs", response_class=HTMLResponse)
     def pairs(
@@ -110,11 +133,6 @@ def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
                     {"name": name, "response": response, "segments": segments, "tokens": tokens, "reference": reference}
                 )
         return pages.show(request, visitor, "pair.html.j2", pair=detail, sides=sides)
-
-    @router.get("/samples", response_class=HTMLResponse)
-    def samples(request: Request, visitor: see) -> HTMLResponse:
-        records.refresh()
-        return pages.show(request, visitor, "samples.html.j2", samples=records.samples(SAMPLE_PROMPTS))
 
     return router
 

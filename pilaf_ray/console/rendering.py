@@ -1,17 +1,21 @@
 """Pages from templates; everything that a model or a person wrote is escaped."""
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from pilaf_ray.console.records import RunRecords
 from pilaf_ray.console.visitors import Visitor
 
 HERE = Path(__file__).parent
+SHARED_SECONDS = 1.0
 WAITS = {
     "labels": "The learner waits for labels: the next pairs in the order are not labelled yet.",
     "responses": "The learner waits for responses: the generators are still sampling the next pairs.",
@@ -23,9 +27,13 @@ class Pages:
 
     Args:
         labelling: whether the run takes labels from people.
+        clock: for the age of parts that visitors share.
     """
 
-    def __init__(self, records: RunRecords, *, labelling: bool) -> None:
+    def __init__(self, records: RunRecords, *, labelling: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sharing = Lock()
+        self._shared: dict[str, tuple[float, Markup]] = {}
         self._records = records
         self._labelling = labelling
         self._environment = Environment(
@@ -42,21 +50,31 @@ class Pages:
         self, request: Request, visitor: Visitor | None, template: str, *, code: int = 200, **values: Any
     ) -> HTMLResponse:
         """``template`` with ``values``, inside the console's frame where it is a whole page."""
+        text = self._render(template, values | {"visitor": visitor, "path": request.url.path})
+        return HTMLResponse(text, status_code=code)
+
+    def shared(self, template: str, values: Callable[[], Mapping[str, Any]]) -> Markup:
+        """A part that says the same to every visitor: made once a second, however many look."""
+        with self._sharing:
+            until, text = self._shared.get(template, (0.0, Markup()))
+            if self._clock() >= until:
+                text = Markup(self._render(template, values()))
+                self._shared[template] = self._clock() + SHARED_SECONDS, text
+            return text
+
+    def _render(self, template: str, values: Mapping[str, Any]) -> str:
         status, now = self._records.status(), time.time()
         state = self._records.state(now)
         waits = status.waits_for if status and state == "running" else None
-        text = self._environment.get_template(template).render(
+        return self._environment.get_template(template).render(
             **values,
             run=self._records,
             state=state,
             phase=status.phase if status else "",
             waits=WAITS.get(waits or ""),
-            visitor=visitor,
-            path=request.url.path,
             labelling=self._labelling,
             now=now,
         )
-        return HTMLResponse(text, status_code=code)
 
 
 def number(value: float | None, digits: int = 4) -> str:

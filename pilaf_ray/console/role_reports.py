@@ -9,9 +9,19 @@ from typing import Any
 
 from pilaf_ray.console.records import RunRecords
 
+LOGS = {"preference store": "store"}
+"""Names of roles in events whose logs have another."""
 LOG_LINES = 12
 LOG_BYTES = 8192
 _SECRETS = re.compile(r"(?i)(token|key|secret|password|authorization)(\W{1,3})\S{8,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """When a replica was lost, and why."""
+
+    time: float
+    cause: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,47 +29,61 @@ class RoleReport:
     """One replica of a role."""
 
     replica: str
+    serving: bool | None
+    """False while it is being replaced; None where the run does not say."""
     calls: int | None
     """Calls under way at the whole role; None where the run does not say."""
     busy: float | None
-    deaths: int
-    last_sign: float
+    losses: Sequence[Loss]
+    heartbeat: float | None
+    """Wall-clock time of the newest one."""
+    memory_mib: float | None
+    last_line: float
     """Wall-clock time of the newest line of its log."""
     log: Sequence[str]
-    memory_mib: float | None
 
 
 def role_reports(records: RunRecords) -> list[RoleReport]:
-    """One report for each log of the newest attempt, and how often each replica has died."""
+    """One report for each log of the newest attempt, and when each replica was lost."""
     status = records.status()
     states = {role.role: role for role in status.roles} if status else {}
     reports = []
     for file in sorted((records.path / "logs" / "latest").glob("*.log")):
         replica = file.stem
-        role = states.get(replica.rsplit("-", 1)[0])
+        name, _, number = replica.partition("-")
+        role = states.get(name)
+        own = next((r for r in role.replicas if r.number == int(number or 0)), None) if role else None
         reports.append(
             RoleReport(
                 replica=replica,
+                serving=own.serving if own else None,
                 calls=role.in_flight if role else None,
                 busy=role.busy if role else None,
-                deaths=sum(_is_death(event, replica) for event in records.events),
-                last_sign=file.stat().st_mtime,
+                losses=[
+                    Loss(event["time"], event.get("cause", ""))
+                    for event in records.events
+                    if _lost(event) in ((name, int(number or 0)), (name, None))
+                ],
+                heartbeat=own.pulse.time if own and own.pulse else None,
+                memory_mib=own.pulse.memory_mib if own and own.pulse else None,
+                last_line=file.stat().st_mtime,
                 log=_tail(file),
-                memory_mib=_newest_memory(records, replica),
             )
         )
     return reports
 
 
-def _is_death(event: dict[str, Any], replica: str) -> bool:
-    return replica in (event.get("role"), event.get("replica")) and "died" in str(event["event"])
-
-
-def _newest_memory(records: RunRecords, replica: str) -> float | None:
-    for event in reversed(records.events):
-        if event["event"] == "usage":
-            value = event["memory_mib"].get(replica)
-            return None if value is None else float(value)
+def _lost(event: dict[str, Any]) -> tuple[str, int | None] | None:
+    """Whose loss an event tells of: the name of its log, and its number; None for all of that name."""
+    match event["event"]:
+        case "replica lost":
+            return LOGS.get(event["role"], event["role"]), event["replica"]
+        case "learner lost":
+            return "learner", None
+        case "console restarted":
+            return "console", None
+        case "controller lost":
+            return "controller", None
     return None
 
 

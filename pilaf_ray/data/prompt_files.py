@@ -1,4 +1,4 @@
-"""Reading prompt texts: JSONL, CSV, Parquet, a hub data set, or the demo's own."""
+"""Reading prompt texts: JSONL, CSV, Parquet, globs and URLs of them, a hub data set, or the demo's own."""
 
 import csv
 import json
@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pilaf_ray.data.demo_prompts import demo_prompts
+from pilaf_ray.data.prompt_shards import PromptShards, checked_texts, is_sharded
 from pilaf_ray.errors import PromptError
 
 _BUILTIN = "builtin:reviews/"
 
 
-def read_prompts(path: str, *, column: str, split: str) -> list[str]:
+def read_prompts(path: str, *, column: str, split: str) -> Iterable[str]:
     """Prompt texts in file order; raises PromptError where one is missing, empty or no text."""
     if path.startswith(_BUILTIN):
         return demo_prompts(path.removeprefix(_BUILTIN))
+    if is_sharded(path):
+        return PromptShards(path, column=column).texts()
     file = Path(path)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix not in readers:
@@ -22,19 +25,9 @@ def read_prompts(path: str, *, column: str, split: str) -> list[str]:
     if not file.is_file():
         raise PromptError(f"{path}: there is no such prompt file")
     try:
-        return _checked(path, column, readers[file.suffix](file, column))
+        return checked_texts(path, column, readers[file.suffix](file, column))
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 text: save it as UTF-8") from error
-
-
-def _checked(path: str, column: str, values: Iterable[object]) -> list[str]:
-    """Refuse what str() would turn into a prompt that nobody wrote, such as 'None'."""
-    texts = []
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, str) or not value.strip():
-            raise PromptError(f"{path}: prompt {number} in column '{column}' is {value!r}: give a non-empty text")
-        texts.append(value)
-    return texts
 
 
 def _read_jsonl(file: Path, column: str) -> list[object]:
@@ -81,4 +74,4 @@ def _read_hub(path: str, column: str, split: str) -> list[str]:
         raise PromptError(f"{path}: cannot load this data set: {str(error).splitlines()[0]}") from error
     if column not in rows.column_names:
         raise PromptError(f"{path}: no column '{column}'; it has {', '.join(rows.column_names)}")
-    return _checked(path, column, rows[column])
+    return checked_texts(path, column, rows[column])

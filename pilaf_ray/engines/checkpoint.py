@@ -6,33 +6,40 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from pilaf_ray.engines.retention import RetentionPolicy
 from pilaf_ray.errors import CheckpointError
 
 _MANIFEST = "manifest.json"
 
 
-def kept_steps(
-    steps: Sequence[int], *, last: int, best: int = 0, every: int | None = None, scores: Mapping[int, float]
-) -> set[int]:
-    """Which checkpoints stay: the newest ``last``, the ``best`` by score, and those at multiples of ``every``.
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is, if there is one."""
+    return checkpoints / f"step-{step:06d}"
 
-    Example: ``kept_steps([5, 10, 15, 20], last=1, best=1, scores={5: 0.9, 10: 0.2})`` is ``{5, 20}``
-    """
-    ordered = sorted(steps)
-    judged = sorted((step for step in ordered if step in scores), key=lambda step: (scores[step], step), reverse=True)
-    multiples = [step for step in ordered if every and step % every == 0]
-    return {*ordered[-last:], *judged[:best], *multiples}
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """Names of the files that a checkpoint is made of, its manifest among them."""
+    return [*read_manifest(folder)["sha256"], _MANIFEST]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: step, learners and sums."""
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+    return manifest
 
 
 class CheckpointStore:
-    """Checkpoints ``step-000010`` in one folder; :func:`kept_steps` says which stay.
+    """Checkpoints ``step-000010`` in one folder; :class:`RetentionPolicy` says which stay.
 
     Args:
         scores: what is known of steps when one is written, higher is better.
+        held: steps that somebody still reads; they are removed with a later checkpoint.
+        facts: what the manifest says beside the step and the sums.
         clean: remove what a killed run has left half-written; not for those who only look.
     """
 
@@ -44,13 +51,16 @@ class CheckpointStore:
         keep_best: int = 0,
         keep_every: int | None = None,
         scores: Callable[[], Mapping[int, float]] = dict,
+        held: Callable[[], Set[int]] = frozenset,
+        facts: Mapping[str, Any] | None = None,
         clean: bool = True,
     ) -> None:
         self._folder = folder
         for leftover in folder.glob("tmp.*") if clean else ():
             shutil.rmtree(leftover)
-        self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
-        self._scores = scores
+        self._retention = RetentionPolicy(last=keep_last, best=keep_best, every=keep_every)
+        self._scores, self._held = scores, held
+        self._facts = dict(facts or {})
         self._behind: asyncio.Task[None] | None = None
 
     async def write(self, step: int, writer: Callable[[Path], Awaitable[None]], *, keep: int | None = None) -> Path:
@@ -58,17 +68,21 @@ class CheckpointStore:
 
         The checkpoint of step ``keep`` is not removed, however old it is.
         """
-        published: list[Path] = []
-        await self.write_behind(step, writer, published=lambda _step, path: published.append(path), keep=keep)
+        found: list[Path] = []
+
+        async def published(_step: int, path: Path) -> None:
+            found.append(path)
+
+        await self.write_behind(step, writer, published=published, keep=keep)
         await self.finish()
-        return published[0]
+        return found[0]
 
     async def write_behind(
         self,
         step: int,
         writer: Callable[[Path], Awaitable[None]],
         *,
-        published: Callable[[int, Path], None],
+        published: Callable[[int, Path], Awaitable[None]],
         keep: int | None = None,
     ) -> None:
         """Return once ``writer`` has filled a folder; it is hashed, synced and published in the background.
@@ -95,12 +109,12 @@ class CheckpointStore:
             await asyncio.shield(behind)
 
     async def _publish_behind(
-        self, step: int, temporary: Path, published: Callable[[int, Path], None], keep: int | None
+        self, step: int, temporary: Path, published: Callable[[int, Path], Awaitable[None]], keep: int | None
     ) -> None:
-        final = self._folder / f"step-{step:06d}"
+        final = step_folder(self._folder, step)
         with self._failures(step):
             await asyncio.to_thread(self._publish, step, temporary, final, keep)
-        published(step, final)
+        await published(step, final)
 
     @contextmanager
     def _failures(self, step: int) -> Iterator[None]:
@@ -121,16 +135,13 @@ class CheckpointStore:
             self._point(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._prune(keep)
+        self._prune(step, keep)
 
-    def _prune(self, keep: int | None) -> None:
+    def _prune(self, newest: int, keep: int | None) -> None:
         folders = {_step(folder): folder for folder in self._all()}
-        kept = kept_steps(
-            list(folders), last=self._keep_last, best=self._keep_best, every=self._keep_every, scores=self._scores()
-        )
-        for step, folder in folders.items():
-            if step not in kept and step != keep:
-                shutil.rmtree(folder)
+        kept = self._retention.kept(folders, newest=newest, scores=self._scores(), serving=keep)
+        for step in folders.keys() - kept - self._held():
+            shutil.rmtree(folders[step])
 
     def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint that verifies, of those of steps before ``before``."""
@@ -141,11 +152,11 @@ class CheckpointStore:
 
     def has(self, step: int) -> bool:
         """Whether there is a checkpoint of ``step`` that verifies."""
-        return self._verifies(self._folder / f"step-{step:06d}")
+        return self._verifies(step_folder(self._folder, step))
 
     def at(self, step: int) -> Path:
         """The checkpoint of ``step``; raises CheckpointError where it is missing or damaged."""
-        folder = self._folder / f"step-{step:06d}"
+        folder = step_folder(self._folder, step)
         if not self._verifies(folder):
             raise CheckpointError(
                 f"{folder} is missing or damaged, and the round under way is sampled from it: put it back, or remove "
@@ -156,11 +167,10 @@ class CheckpointStore:
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))
 
-    @staticmethod
-    def _seal(step: int, folder: Path) -> None:
+    def _seal(self, step: int, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = {str(path.relative_to(folder)): _sha256(path) for path in files}
-        (folder / _MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+        (folder / _MANIFEST).write_text(json.dumps({"step": step, **self._facts, "sha256": sums}, indent=1))
         for path in [*files, folder / _MANIFEST]:
             _sync(path)
         for path in [*{path.parent for path in files}, folder]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.finite_check import FiniteCheck
 from pilaf_ray.engines.learner_rank import LearnerRank
+from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.scoring import sum_by_sequence
 from pilaf_ray.engines.trained_models import TrainedPolicy
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
@@ -48,6 +49,7 @@ class PolicyLearner(LearnerRank):
         logprob_chunk_tokens: int = 128,
         gradient_checkpointing: bool = False,
         share_prompts: bool = True,
+        lora: LoraSettings | None = None,
         **place: Any,
     ) -> None:
         super().__init__("learner", **place)
@@ -56,6 +58,7 @@ class PolicyLearner(LearnerRank):
             model_path,
             logprob_chunk_tokens=logprob_chunk_tokens,
             gradient_checkpointing=gradient_checkpointing,
+            lora=lora,
             rank=self._rank,
             world_size=self._world_size,
             zero_stage=zero_stage,
@@ -131,9 +134,14 @@ class PolicyLearner(LearnerRank):
             remedy="Lower learner.learning_rate or look at the batch's log-probabilities",
         )
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and full tensors, as they are served; see TrainingEngine."""
-        return self._engine.named_weights()
+    @property
+    def adapter_scale(self) -> float | None:
+        """Of what :meth:`sent_weights` gives; see TrainedPolicy."""
+        return self._engine.adapter_scale
+
+    def sent_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What generators need of the policy's weights, by name; see TrainedPolicy."""
+        return self._engine.sent_weights()
 
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
@@ -144,5 +152,5 @@ class PolicyLearner(LearnerRank):
         self._engine.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        """Restore what :meth:`save` wrote, with whatever number of ranks."""
         self._engine.load(folder)

@@ -194,5 +194,5 @@ class RewardLearner(LearnerRank):
         self._engine.save(folder, state={"version": self._version})
 
     def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        """Restore what :meth:`save` wrote, with whatever number of ranks."""
         self._version = int(self._engine.load(folder)["version"])

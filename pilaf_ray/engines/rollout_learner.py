@@ -11,6 +11,7 @@ from torch import Tensor
 from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.engines.finite_check import FiniteCheck
 from pilaf_ray.engines.learner_rank import LearnerRank
+from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.rollout_batches import Places, TokenRows
 from pilaf_ray.engines.trained_models import TrainedPolicy, TrainedScalarHead
 from pilaf_ray.engines.training_engine import TrainingEngine
@@ -73,6 +74,7 @@ class RolloutLearner(LearnerRank):
         logprob_chunk_tokens: int,
         gradient_checkpointing: bool,
         share_prompts: bool,
+        lora: LoraSettings | None = None,
         **place: Any,
     ) -> None:
         super().__init__("learner", **place)
@@ -87,7 +89,9 @@ class RolloutLearner(LearnerRank):
             "precision": precision,
             "gradient_checkpointing": gradient_checkpointing,
         }
-        self._policy = TrainedPolicy(model_path, logprob_chunk_tokens=logprob_chunk_tokens, **common, **optimizer)
+        self._policy = TrainedPolicy(
+            model_path, logprob_chunk_tokens=logprob_chunk_tokens, lora=lora, **common, **optimizer
+        )
         self._value: TrainedScalarHead | None = None
         self._value_clip: float | None = None
         if value is not None:
@@ -273,9 +277,14 @@ class RolloutLearner(LearnerRank):
             remedy="Lower learner.learning_rate or set algorithm.reward_clip",
         )
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights, as they are served; see TrainingEngine."""
-        return self._policy.named_weights()
+    @property
+    def adapter_scale(self) -> float | None:
+        """Of what :meth:`sent_weights` gives; see TrainedPolicy."""
+        return self._policy.adapter_scale
+
+    def sent_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What generators need of the policy's weights, by name; see TrainedPolicy."""
+        return self._policy.sent_weights()
 
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
@@ -289,7 +298,7 @@ class RolloutLearner(LearnerRank):
             self._value.save(folder / "value")
 
     def load(self, folder: Path) -> None:
-        """Restore what :meth:`save` wrote, with the same number of ranks."""
+        """Restore what :meth:`save` wrote, with whatever number of ranks."""
         if self._value is not None:
             self._value.load(folder / "value")
         self._kl_coefficient = float(self._policy.load(folder)["kl_coefficient"])

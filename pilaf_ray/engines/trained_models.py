@@ -1,16 +1,31 @@
 """The two kinds of network that learners train: a policy, and a decoder with a scalar head."""
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
+from pilaf_ray.engines.lora import (
+    adapter_parameters,
+    add_adapters,
+    merged,
+    plain_parameters,
+    read_adapter_settings,
+    write_adapter_folder,
+)
+from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head
 from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs
 from pilaf_ray.engines.training_engine import TrainingEngine
+from pilaf_ray.errors import CheckpointError
 from pilaf_ray.types import TokenPair
+
+HEADS = "heads.json"
+"""In a checkpoint of several heads: how many."""
 
 
 class TrainedPolicy(TrainingEngine):
@@ -20,16 +35,70 @@ class TrainedPolicy(TrainingEngine):
         model_path: folder or hub id.
         logprob_chunk_tokens: tokens whose logits are held at a time.
         gradient_checkpointing: compute activations again instead of keeping them.
+        lora: train adapters only; None trains every weight.
         settings: of :class:`TrainingEngine`.
     """
 
     def __init__(
-        self, model_path: str, *, logprob_chunk_tokens: int, gradient_checkpointing: bool, **settings: Any
+        self,
+        model_path: str,
+        *,
+        logprob_chunk_tokens: int,
+        gradient_checkpointing: bool,
+        lora: LoraSettings | None = None,
+        **settings: Any,
     ) -> None:
         network = load_network(model_path, dtype=torch.float32)
+        self._base, self._lora = model_path, lora
+        if lora is not None:
+            add_adapters(network, lora)
+            self.keeps_frozen = False
         if gradient_checkpointing:
             _checkpoint_gradients(network)
         super().__init__(ScoringModel(network, chunk_tokens=logprob_chunk_tokens), **settings)
+
+    @property
+    def adapter_scale(self) -> float | None:
+        """What B·A of :meth:`sent_weights` is multiplied with; None where whole weights are sent."""
+        return None if self._lora is None else self._lora.scale
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As :meth:`TrainingEngine.named_weights`, with adapters merged into the weights that they adapt."""
+        if self._lora is None:
+            yield from super().named_weights()
+            return
+        for name, parts in plain_parameters(self.network):
+            with self._whole(*parts):
+                base, *adapters = (part.detach() for part in parts)
+                tensor = merged(base, *adapters, scale=self._lora.scale) if adapters else base
+                yield name, tensor.to("cpu", self._dtype)
+
+    def sent_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What generators need of these weights: A and B of each adapter, or everything; see :meth:`named_weights`."""
+        if self._lora is None:
+            yield from super().named_weights()
+            return
+        for name, parameter in adapter_parameters(self.network):
+            with self._whole(parameter):
+                yield name, parameter.detach().to("cpu", self._dtype)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """As :meth:`TrainingEngine.load`; raises CheckpointError where the checkpoint has other adapters."""
+        saved = read_adapter_settings(folder / "adapter")
+        was, now = (settings.describe() if settings else "every weight" for settings in (saved, self._lora))
+        if was != now:
+            raise CheckpointError(
+                f"{folder}: trained with model.lora: {was}; now it is: {now}: go on with the same, or start a new run"
+            )
+        return super().load(folder)
+
+    def _save(self, folder: Path, state: dict[str, Any]) -> None:
+        super()._save(folder, state)
+        if self._lora is None:
+            return
+        adapters = self._kept(self.sent_weights())
+        if self.rank == 0:
+            write_adapter_folder(adapters, self._lora, folder / "adapter", base=self._base)
 
     def per_token(self, batch: SequenceBatch) -> Tensor:
         """log π of each response token, shape (response tokens of the batch,)."""
@@ -73,7 +142,7 @@ class TrainedScalarHead(TrainingEngine):
         network: Any = load_scalar_head(
             model_path, setting=setting, layers=layers, trainable_layers=trainable_layers, heads=heads
         )
-        self._heads = heads
+        self._heads, self._setting = heads, setting
         if gradient_checkpointing:
             _checkpoint_gradients(network)
         head = list(network.score.parameters())
@@ -87,6 +156,22 @@ class TrainedScalarHead(TrainingEngine):
         """As of every network, with the mean of several heads for the head."""
         for name, weight in super().named_weights():
             yield name, weight.mean(0, keepdim=True) if self._heads > 1 and name.startswith("score.") else weight
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """As :meth:`TrainingEngine.load`; raises CheckpointError where the checkpoint has another number of heads."""
+        file = folder / HEADS
+        saved = json.loads(file.read_text()) if file.exists() else 1
+        if saved != self._heads:
+            raise CheckpointError(
+                f"{folder}: trained with {self._setting}.heads: {saved}; now it is: {self._heads}: go on with the same, "
+                "or start a new run"
+            )
+        return super().load(folder)
+
+    def _save(self, folder: Path, state: dict[str, Any]) -> None:
+        super()._save(folder, state)
+        if self._heads > 1 and self.rank == 0:
+            (folder / HEADS).write_text(json.dumps(self._heads))
 
 
 def _checkpoint_gradients(network: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.engines.learner_setup import make_engine
+from pilaf_ray.engines.other_ranks import TAG, loading_universal, rng_file, saved_ranks, universal_form
 from pilaf_ray.engines.scoring import write_hf_folder
 from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.errors import CheckpointError
@@ -27,6 +28,9 @@ class TrainingEngine(ABC):
         precision: ``float32`` or ``bfloat16``, also of the weights that are handed out and saved.
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
+
+    keeps_frozen = True
+    """Whether checkpoints hold weights that are not trained; without them those of the model's folder stay."""
 
     def __init__(
         self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, precision: str, **settings: Any
@@ -143,11 +147,15 @@ class TrainingEngine(ABC):
         it is to be copied before the next is asked for. A tied output head appears once, as
         the input embedding.
         """
+        for name, parameter in self.network.named_parameters():
+            with self._whole(parameter):
+                yield name, parameter.detach().to("cpu", self._dtype)
+
+    def _whole(self, *parameters: nn.Parameter) -> Any:
+        """A block in which ``parameters`` are not divided among ranks."""
         import deepspeed
 
-        for name, parameter in self.network.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                yield name, parameter.detach().to("cpu", self._dtype)
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=hasattr(parameters[0], "ds_id"))
 
     def save(self, folder: Path, *, state: Mapping[str, Any] | None = None) -> None:
         """DeepSpeed's native checkpoint with ``state``, the RNG state, and a Hugging Face folder ``hf/``."""
@@ -163,16 +171,44 @@ class TrainingEngine(ABC):
 
     def _save(self, folder: Path, state: dict[str, Any]) -> None:
         state["schedule"] = self._schedule.state_dict()
-        self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, client_state=state)
-        torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
-        weights = {name: tensor.clone() for name, tensor in self.named_weights()}
+        self._engine.save_checkpoint(
+            str(folder),
+            tag=TAG,
+            save_latest=False,
+            client_state=state,
+            exclude_frozen_parameters=not self.keeps_frozen,
+        )
+        torch.save(torch.get_rng_state(), rng_file(folder, self.rank))
+        weights = self._kept(self.named_weights())
         if self.rank == 0:
             write_hf_folder(self.network, weights, folder / "hf")
 
+    def _kept(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies on rank 0; the other ranks walk along and keep nothing, for the whole of a large model is too much."""
+        kept = {}
+        for name, tensor in tensors:
+            if self.rank == 0:
+                kept[name] = tensor.clone()
+        return kept
+
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what :meth:`save` wrote, with the same number of ranks; returns its ``state``."""
-        _, state = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        """Restore what :meth:`save` wrote, with whatever number of ranks; returns its ``state``.
+
+        Raises:
+            CheckpointError: another number of ranks wrote it, and it cannot be converted.
+        """
+        ranks, strict = saved_ranks(folder), self.keeps_frozen
+        if ranks == self.world_size or self._zero_stage == 0:
+            # Without ZeRO every rank holds the whole state.
+            _, state = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
+        else:
+            form = universal_form(folder, rank=self.rank, world_size=self.world_size)
+            with form as (universal, tag), loading_universal(self._engine):
+                _, state = self._engine.load_checkpoint(str(universal), tag=tag, load_module_strict=strict)
         self._schedule.load_state_dict(state.pop("schedule"))
-        torch.set_rng_state(torch.load(folder / f"rng-{self.rank}.pt", weights_only=True))
+        for group, rate in zip(self._engine.optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            # The universal form knows one learning rate for all groups.
+            group["lr"] = rate
+        torch.set_rng_state(torch.load(rng_file(folder, self.rank % ranks), weights_only=True))
         restored: dict[str, Any] = state
         return restored

@@ -50,13 +50,17 @@ class WeightUpdate:
     num_bytes: int
     sample_checksum: str
     """SHA-256 over names, dtypes, shapes and up to 256 evenly spaced values of each tensor."""
+    adapter_scale: float | None = None
+    """The tensors are A and B of adapters, and the policy is reference + scale·B·A; None: they are the policy."""
 
 
 class WeightPublisher(Protocol):
     """What the learner needs of a transport."""
 
-    def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
-        """Make ``version`` available; returns once the tensors may change again."""
+    def publish(
+        self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]], *, adapter_scale: float | None = None
+    ) -> WeightUpdate:
+        """Make ``version`` available, whole weights or adapters; returns once the tensors may change again."""
         ...
 
     def publish_again(self, version: int) -> WeightUpdate | None:
@@ -105,7 +109,7 @@ class SampleChecksum:
         self.num_tensors += 1
         self.num_bytes += tensor.numel() * tensor.element_size()
 
-    def ticket(self, *, version: int, transport: str, location: str) -> WeightUpdate:
+    def ticket(self, *, version: int, transport: str, location: str, adapter_scale: float | None) -> WeightUpdate:
         """The ticket of everything added so far."""
         return WeightUpdate(
             version=version,
@@ -114,6 +118,7 @@ class SampleChecksum:
             num_tensors=self.num_tensors,
             num_bytes=self.num_bytes,
             sample_checksum=self.hexdigest(),
+            adapter_scale=adapter_scale,
         )
 
     def hexdigest(self) -> str:
@@ -131,7 +136,9 @@ class FilesystemPublisher:
     def __init__(self, folder: Path | str) -> None:
         self._folder = Path(folder)
 
-    def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
+    def publish(
+        self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]], *, adapter_scale: float | None = None
+    ) -> WeightUpdate:
         """Write ``version``; an earlier attempt at the same version is replaced.
 
         Raises:
@@ -155,7 +162,9 @@ class FilesystemPublisher:
                 "check free space and that the folder is writable"
             ) from error
         self._drop_old()
-        return checksum.ticket(version=version, transport="filesystem", location=str(final))
+        return checksum.ticket(
+            version=version, transport="filesystem", location=str(final), adapter_scale=adapter_scale
+        )
 
     def publish_again(self, version: int) -> WeightUpdate | None:
         """None: the folder is the first way already."""
@@ -225,9 +234,11 @@ class PeerPublisher:
         self._timeout = timedelta(seconds=timeout_seconds)
         self._stop: threading.Event | None = None
         self._fallback = None if fallback_folder is None else FilesystemPublisher(fallback_folder)
-        self._newest: tuple[int, dict[str, Tensor]] | None = None
+        self._newest: tuple[WeightUpdate, dict[str, Tensor]] | None = None
 
-    def publish(self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]]) -> WeightUpdate:
+    def publish(
+        self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]], *, adapter_scale: float | None = None
+    ) -> WeightUpdate:
         """Copy the tensors and serve them in the background until the next version or close.
 
         Raises:
@@ -247,19 +258,25 @@ class PeerPublisher:
             raise WeightSyncError(f"cannot serve weights version {version} on {self._host}: {error}") from error
         store.set("manifest", json.dumps([_describe(n, t) for n, t in tensors.items()]))
         store.set("joined", "0")
-        self._newest = (version, tensors)
+        location = f"{self._host}:{store.port}"
+        ticket = checksum.ticket(
+            version=version, transport=self._transport, location=location, adapter_scale=adapter_scale
+        )
+        self._newest = (ticket, tensors)
         self._stop = threading.Event()
         threading.Thread(
             target=self._serve, args=(store, tensors, self._stop), name=f"weights-v{version}", daemon=True
         ).start()
-        return checksum.ticket(version=version, transport=self._transport, location=f"{self._host}:{store.port}")
+        return ticket
 
     def publish_again(self, version: int) -> WeightUpdate | None:
         """Write the copy that is served into the fallback folder; None without one, or if it is superseded."""
-        newest = self._newest
-        if self._fallback is None or newest is None or newest[0] != version:
+        if self._fallback is None or self._newest is None:
             return None
-        return self._fallback.publish(version, newest[1].items())
+        ticket, tensors = self._newest
+        if ticket.version != version:
+            return None
+        return self._fallback.publish(version, tensors.items(), adapter_scale=ticket.adapter_scale)
 
     def close(self) -> None:
         """Stop serving; transfers under way are finished first."""

@@ -8,7 +8,7 @@ verifies, and may fail without harm; the second loads. Loading is not left to
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +20,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
+from pilaf_ray.engines.lora import merge_stream
 from pilaf_ray.engines.weight_peers import RECEIVER, buckets, connect
 from pilaf_ray.engines.weight_publishers import SampleChecksum
 from pilaf_ray.errors import WeightSyncError
@@ -50,6 +52,7 @@ class TicketInfo(WeightTransferUpdateInfo):
     num_tensors: int
     num_bytes: int
     sample_checksum: str
+    adapter_scale: float | None
     timeout_seconds: float
 
 
@@ -71,6 +74,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
             raise WeightSyncError(f"the engine serves {type(model).__name__}, not the interpolated model")
         super().__init__(config, vllm_config, device, model.policy)
         self._expected = model.policy_parameters
+        self._base = replace(model.secondary_weights[0], prefix="")
         self._fetched: NamedTensors = []
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
@@ -89,7 +93,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         if update_info.step == "fetch":
             self._fetched = self._verified(self._fetch(update_info), update_info)
         else:
-            self._load()
+            self._load(update_info)
 
     def finish_weight_update(self) -> None:
         """Nothing to do: the weights were loaded before."""
@@ -107,11 +111,14 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
             )
         return fetched
 
-    def _load(self) -> None:
+    def _load(self, ticket: TicketInfo) -> None:
         fetched, self._fetched = self._fetched, []
+        weights: Iterator[tuple[str, torch.Tensor]] = iter(fetched)
+        if ticket.adapter_scale is not None:
+            weights = self._adapted_reference(dict(fetched), scale=ticket.adapter_scale)
         policy: Any = self.model
         initialize_layerwise_reload(policy)
-        loaded = policy.load_weights(iter(fetched))
+        loaded = policy.load_weights(weights)
         finalize_layerwise_reload(policy, self.model_config)  # type: ignore[no-untyped-call]
         self._repack_heads()
         missing = self._expected - set(loaded)
@@ -120,6 +127,18 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
                 f"the update lacks {len(missing)} of {len(self._expected)} policy parameters, "
                 f"e.g. {min(missing)}; publish every parameter under its Hugging Face name"
             )
+
+    def _adapted_reference(
+        self, adapters: dict[str, torch.Tensor], *, scale: float
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The reference's tensors with ``adapters`` merged into them, for the model's own loader.
+
+        They are read from the reference's files, which stay in the page cache: the reference half itself
+        is fused, divided among workers and, on CPUs, packed, and its originals are gone.
+        """
+        files = DefaultModelLoader(replace(self.vllm_config.load_config, use_tqdm_on_load=False))
+        base = files._get_weights_iterator(self._base)
+        return merge_stream(base, adapters, scale=scale, dtype=self.model_config.dtype)
 
     def shutdown(self) -> None:
         """Drop what is held."""

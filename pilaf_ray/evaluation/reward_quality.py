@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,19 +60,21 @@ class RewardQuality:
                 self.held_out.append(judgement)
 
     def metrics(self) -> dict[str, float]:
-        """Of the windows as they are; a figure of no pairs is left out."""
+        """Of the windows as they are; a figure that no pair gives is left out."""
         figures = {}
         if self.fresh:
             figures = {
                 "reward_model/accuracy": mean([j.agrees for j in self.fresh]),
                 "reward_model/calibration_error": _calibration(self.fresh),
+                "reward_model/brier_skill": brier_skill(self.fresh),
                 "reward_model/spread": self.spread,
                 "reward_model/ties": mean([float(j.probability == 0.5) for j in self.fresh]),
             }
         if self.held_out:
             figures["reward_model/held_out_accuracy"] = mean([j.agrees for j in self.held_out])
             figures["reward_model/held_out_calibration_error"] = _calibration(self.held_out)
-        return figures
+            figures["reward_model/held_out_brier_skill"] = brier_skill(self.held_out)
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
 
     @property
     def spread(self) -> float:
@@ -119,9 +121,25 @@ class RewardQuality:
             window.extend(Judgement(margin, probability) for margin, probability in state[name])
 
 
+def brier_skill(judgements: Collection[Judgement]) -> float:
+    """1 − Σ(σ(margin) − p)² / Σ(½ − p)²: what r̂'s chances tell of the labels beyond a coin (Murphy 1973).
+
+    1 is perfect, 0 says as little as ½ for every pair, and an over-confident r̂ is below 0. The calibration error
+    alone praises a head that says ½ to all; this rule is proper, so only chances that are both sharp and
+    calibrated raise it. NaN where every label is a tie.
+    """
+    chance = sum((0.5 - j.probability) ** 2 for j in judgements)
+    return 1.0 - sum((_chosen(j.margin) - j.probability) ** 2 for j in judgements) / chance if chance else math.nan
+
+
 def _calibration(judgements: Iterable[Judgement]) -> float:
     """Expected calibration error of σ(margin), both orders of each pair."""
     sides = [
         (sign * j.margin, j.probability if sign > 0 else 1.0 - j.probability) for j in judgements for sign in (1, -1)
     ]
-    return calibration_error([0.5 * (1.0 + math.tanh(margin / 2.0)) for margin, _ in sides], [p for _, p in sides])
+    return calibration_error([_chosen(margin) for margin, _ in sides], [p for _, p in sides])
+
+
+def _chosen(margin: float) -> float:
+    """σ(margin), which cannot overflow."""
+    return 0.5 * (1.0 + math.tanh(margin / 2.0))

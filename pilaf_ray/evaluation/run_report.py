@@ -136,6 +136,7 @@ def _training(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[str]:
         ("Accuracy of the implicit reward on new pairs", "train/accuracy"),
         ("Accuracy of the reward model on pairs new to it", "reward_model/accuracy"),
         ("Calibration error of the reward model on the same pairs", "reward_model/calibration_error"),
+        ("Brier skill of the reward model on the same pairs", "reward_model/brier_skill"),
         ("Reward of the policy's rollouts by the reward model", "rollouts/reward"),
         ("Age of trained pairs, largest of the batch, steps", "age/max"),
     ]

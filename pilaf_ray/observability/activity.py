@@ -1,16 +1,20 @@
 """What each role is doing, and how much of the time it was busy."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pilaf_ray.observability.busy import BusyMeter
+from pilaf_ray.observability.run_status import ReplicaStatus, RoleStatus
 
 
 class Metered(Protocol):
-    """A role that counts its own busy time."""
+    """A role that counts its own busy time and knows its replicas."""
 
     meter: BusyMeter
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]: ...
 
 
 class RoleActivity:
@@ -18,12 +22,18 @@ class RoleActivity:
 
     Args:
         roles: the roles by name, as they are now; none before they have started.
+        others: those whose state is told and whose time does not count.
     """
 
     def __init__(
-        self, roles: Callable[[], Mapping[str, Metered]], *, clock: Callable[[], float] = time.monotonic
+        self,
+        roles: Callable[[], Mapping[str, Metered]],
+        *,
+        others: Callable[[], Mapping[str, Metered]] = dict,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = roles
+        self._others = others
         self._clock = clock
         self._since = clock()
         self._before: dict[str, float] = {}
@@ -51,3 +61,11 @@ class RoleActivity:
         """(calls under way, busy share) by role."""
         shares = self.utilization()
         return {name: (role.meter.in_flight, shares[name]) for name, role in self._roles().items()}
+
+    def states(self) -> list[RoleStatus]:
+        """What each role and its replicas do."""
+        shares = self.utilization()
+        return [
+            RoleStatus(role=name, in_flight=role.meter.in_flight, busy=shares.get(name), replicas=tuple(role.replicas))
+            for name, role in {**self._roles(), **self._others()}.items()
+        ]

@@ -272,6 +272,14 @@ REWARD_METRICS: tuple[MetricDefinition, ...] = (
         "falls; few pairs bias it upwards",
     ),
     MetricDefinition(
+        "reward_model/brier_skill",
+        Last,
+        "",
+        "1 − Σ(σ(r̂(a) − r̂(b)) − p)² / Σ(½ − p)² over the same pairs, p being the label: sharpness and calibration "
+        "in one",
+        "rises from 0 towards what the oracle's noise leaves; below 0, r̂ is worse than a coin: it is over-confident",
+    ),
+    MetricDefinition(
         "reward_model/spread",
         Last,
         "log-odds",
@@ -294,6 +302,13 @@ REWARD_METRICS: tuple[MetricDefinition, ...] = (
     ),
     MetricDefinition(
         "reward_model/held_out_calibration_error", Last, "", "calibration error on the held-out pairs", "falls"
+    ),
+    MetricDefinition(
+        "reward_model/held_out_brier_skill",
+        Last,
+        "",
+        "Brier skill on the held-out pairs",
+        "as `reward_model/brier_skill`",
     ),
     MetricDefinition(
         "reward_model/loss",

@@ -3,13 +3,36 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 NAME = "status.json"
 SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """A replica's newest heartbeat."""
+
+    time: float
+    """When it came; wall clock, seconds."""
+    memory_mib: float
+    """Resident memory of its process and of those that it started."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaStatus:
+    """One replica of a role, or one rank."""
+
+    number: int
+    serving: bool
+    """False while it is being replaced."""
+    pulse: Pulse | None = None
+    """None before the first heartbeat."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +42,9 @@ class RoleStatus:
     role: str
     in_flight: int
     """Calls under way."""
-    busy: float
-    """Share of the training time with at least one call under way, in [0, 1]."""
+    busy: float | None
+    """Share of the training time with at least one call under way, in [0, 1]; None where it does not count."""
+    replicas: tuple[ReplicaStatus, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,23 +79,22 @@ def read_status(folder: Path) -> RunStatus | None:
         values = json.loads((folder / NAME).read_text())
     except FileNotFoundError:
         return None
-    return RunStatus(**{**values, "roles": tuple(RoleStatus(**role) for role in values["roles"])})
+    return TypeAdapter(RunStatus).validate_python(values)
 
 
 @asynccontextmanager
 async def kept_status(
-    folder: Path, *, phase: Callable[[], str], roles: Callable[[], dict[str, tuple[int, float]]]
+    folder: Path, *, phase: Callable[[], str], roles: Callable[[], Sequence[RoleStatus]]
 ) -> AsyncIterator[None]:
     """Write the status every other second while the block runs, and ``ended`` after it.
 
     Args:
         phase: what the run as a whole does.
-        roles: name → (calls under way, busy share) of each role.
+        roles: what each role does.
     """
 
     def now(text: str) -> RunStatus:
-        states = tuple(RoleStatus(role=name, in_flight=n, busy=busy) for name, (n, busy) in roles().items())
-        return RunStatus(time=time.time(), phase=text, roles=states)
+        return RunStatus(time=time.time(), phase=text, roles=tuple(roles()))
 
     async def keep() -> None:
         while True:

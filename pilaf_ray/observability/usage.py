@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from pilaf_ray.types import RoleUsage
 
 
@@ -29,6 +31,18 @@ class UsageClock:
         """What was used so far; Linux reports the peak resident set in KiB."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return RoleUsage(role=self._role, busy_seconds=self._busy, peak_memory_mib=peak)
+
+
+def resident_mib() -> float:
+    """Resident memory now of this process and of all that it started, in MiB."""
+    own = psutil.Process()
+    total = 0
+    for process in (own, *own.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return float(total) / 2**20
 
 
 def peak_mib(pid: int) -> float:

@@ -67,6 +67,11 @@ class WandbSink:
         if self._run is not None and rows:
             self._attempt(self._table, step, rows)
 
+    def write_checkpoint(self, step: int, folder: Path) -> None:
+        """Keep a model folder as the next version of the run's artifact; its upload goes on beside the run."""
+        if self._run is not None:
+            self._attempt(self._artifact, step, folder)
+
     def close(self) -> None:
         """Finish the run; a second call does nothing."""
         if self._run is not None:
@@ -94,6 +99,11 @@ class WandbSink:
         columns = list(rows[0])
         table = self._wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in rows])
         self._run.log({"step": step, "samples": table})
+
+    def _artifact(self, step: int, folder: Path) -> None:
+        artifact = self._wandb.Artifact(f"{self._run.id}-policy", type="model", metadata={"step": step})
+        artifact.add_dir(str(folder))
+        self._run.log_artifact(artifact, aliases=[f"step-{step}"])
 
     def _attempt(self, action: Callable[..., object], *arguments: Any) -> None:
         # The one place where wandb may fail: its own errors, the network and the disk.

@@ -60,8 +60,11 @@ class SequenceScorer(Protocol):
 class TokenScorer(Protocol):
     """log π_ref of the tokens of single responses."""
 
-    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        """One list of log-probabilities for each (prompt, response) token pair, in order."""
+    async def score_tokens(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[list[float]]:
+        """One list of log-probabilities for each (prompt, response) token pair, in order.
+
+        ``pairs`` are the ids of what the responses belong to, as in :class:`SequenceScorer`.
+        """
         ...
 
 

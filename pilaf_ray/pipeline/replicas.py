@@ -5,6 +5,9 @@
                      ├─▶ its work goes back to ``run``, which tries the next replica
                      └─▶ ended, replaced in its place, ready ─▶ takes work again
 
+     grow() ─▶ one more, which takes work once it is ready
+     shrink() ─▶ one less: its work goes back to ``run`` first, and nobody is blamed
+
 A replica is anything; how it is called, ended and replaced is passed in.
 """
 
@@ -13,10 +16,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 from pilaf_ray.errors import GivenUpError, PilafError, PoisonPairError, RoleLostError
+from pilaf_ray.pipeline.replica_slots import Slot, unless_gone
 from pilaf_ray.pipeline.supervision import CircuitBreaker, Report, SupervisionPolicy, no_report
 
 W = TypeVar("W")
@@ -24,21 +28,6 @@ T = TypeVar("T")
 
 SUSPECT_DEATHS = 2
 """From so many deaths on a pair runs alone, so that the next one convicts it or clears it."""
-
-
-@dataclass(eq=False, slots=True)
-class _Slot(Generic[W]):
-    """The place of a replica; ``worker`` is None while it is being replaced."""
-
-    number: int
-    worker: W | None
-    breaker: CircuitBreaker
-    incarnation: int = 0
-    gone: "asyncio.Future[RoleLostError]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    load: "Counter[str]" = field(default_factory=Counter)
-    calls: int = 0
-    claimed: str | None = None
-    """The suspect that has this replica to itself."""
 
 
 class ReplicaPool(Generic[W]):
@@ -72,18 +61,23 @@ class ReplicaPool(Generic[W]):
         self._replace, self._end, self._ping = replace, end, ping
         self._policy, self._report = policy, report
         self._clock, self._sleep = clock, sleep
-        self._slots = [_Slot(n, worker, self._breaker(n)) for n, worker in enumerate(workers)]
+        self._slots = {n: Slot(n, worker, self._breaker(n)) for n, worker in enumerate(workers)}
         self._changed = asyncio.Event()
         self._deaths: Counter[str] = Counter()
         self._poison: dict[str, str] = {}
         self._given_up: GivenUpError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        for slot in self._slots:
+        for slot in self._slots.values():
             self._watch(slot)
 
     def living(self) -> dict[int, W]:
         """The replicas that take work now, by number."""
-        return {slot.number: slot.worker for slot in self._slots if slot.worker is not None}
+        return {slot.number: slot.worker for slot in self._slots.values() if slot.worker is not None}
+
+    @property
+    def numbers(self) -> list[int]:
+        """All replicas, those that are being replaced included."""
+        return sorted(self._slots)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -112,7 +106,46 @@ class ReplicaPool(Generic[W]):
 
     def lose(self, number: int, error: RoleLostError) -> None:
         """Give replica ``number`` up and replace it: somebody else found it unusable."""
-        self._count_lost(self._slots[number], self._slots[number].incarnation, error)
+        slot = self._slots.get(number)
+        if slot is not None:
+            self._count_lost(slot, slot.incarnation, error)
+
+    async def grow(self) -> int:
+        """Start one more replica; returns its number once it takes work.
+
+        Raises:
+            PilafError: it does not start; the pool is as it was.
+        """
+        number = next(number for number in count() if number not in self._slots)
+        slot: Slot[W] = Slot(number, None, self._breaker(number))
+        self._slots[number] = slot
+        started = self._clock()
+        try:
+            worker = await self._replace(number)
+        except BaseException:
+            del self._slots[number]
+            raise
+        # As in a replacement, nothing is awaited between readiness and here.
+        slot.worker = worker
+        self._watch(slot)
+        self._changed.set()
+        self._report("replica added", role=self._role, replica=number, seconds=self._clock() - started)
+        return number
+
+    async def shrink(self) -> int:
+        """Take the last replica out and end it; what it was doing is done by the others, without blame."""
+        assert len(self._slots) > 1, "somebody must do the work"
+        slot = self._slots.pop(max(self._slots))
+        worker, slot.worker, slot.retired = slot.worker, None, True
+        handed_back = slot.calls
+        if not slot.gone.done():
+            slot.gone.set_result(RoleLostError(f"{self._role} {slot.number} is removed"))
+        if slot.calls:
+            await slot.left.wait()
+        if worker is not None:
+            await self._end(worker)
+        self._report("replica removed", role=self._role, replica=slot.number, handed_back=handed_back)
+        return slot.number
 
     async def close(self) -> None:
         """Stop watching and replacing; replicas are left as they are."""
@@ -124,7 +157,7 @@ class ReplicaPool(Generic[W]):
     def _breaker(self, number: int) -> CircuitBreaker:
         return CircuitBreaker(f"{self._role} {number}", limit=self._policy.failures_in_a_row)
 
-    async def _take(self, pairs: Sequence[str]) -> _Slot[W]:
+    async def _take(self, pairs: Sequence[str]) -> Slot[W]:
         suspect = next((pair for pair in pairs if self._deaths[pair] >= SUSPECT_DEATHS), None)
         try:
             while True:
@@ -139,9 +172,9 @@ class ReplicaPool(Generic[W]):
             self._unclaim(suspect)
             raise
 
-    def _free(self, suspect: str | None) -> _Slot[W] | None:
+    def _free(self, suspect: str | None) -> Slot[W] | None:
         """The least loaded replica; one that works for nobody else where there is a suspect."""
-        living = [slot for slot in self._slots if slot.worker is not None]
+        living = [slot for slot in self._slots.values() if slot.worker is not None]
         claimed = [slot for slot in living if suspect is not None and slot.claimed == suspect]
         open_slots = claimed or [slot for slot in living if slot.claimed is None]
         if not open_slots:
@@ -154,7 +187,7 @@ class ReplicaPool(Generic[W]):
         return slot
 
     @contextmanager
-    def _working(self, slot: _Slot[W], pairs: Sequence[str]) -> Iterator[None]:
+    def _working(self, slot: Slot[W], pairs: Sequence[str]) -> Iterator[None]:
         load = slot.load
         load.update(pairs)
         slot.calls += 1
@@ -162,6 +195,8 @@ class ReplicaPool(Generic[W]):
             yield
         finally:
             slot.calls -= 1
+            if slot.retired and not slot.calls:
+                slot.left.set()
             load.subtract(pairs)
             for pair in pairs:
                 if load[pair] <= 0:
@@ -171,12 +206,12 @@ class ReplicaPool(Generic[W]):
             self._changed.set()
 
     def _unclaim(self, suspect: str | None) -> None:
-        for slot in self._slots:
+        for slot in self._slots.values():
             if suspect is not None and slot.claimed == suspect and not slot.load[suspect]:
                 slot.claimed = None
         self._changed.set()
 
-    def _count_lost(self, slot: _Slot[W], incarnation: int, error: RoleLostError) -> None:
+    def _count_lost(self, slot: Slot[W], incarnation: int, error: RoleLostError) -> None:
         """The first to notice a death puts it on record and has the replica replaced."""
         if slot.incarnation != incarnation or slot.worker is None:
             return
@@ -202,10 +237,10 @@ class ReplicaPool(Generic[W]):
         if len(pairs) > 1 and any(self._deaths[pair] >= SUSPECT_DEATHS for pair in pairs):
             raise PoisonPairError(f"{self._role} replicas were lost over one of {len(pairs)} pairs: try them singly")
 
-    async def _replacing(self, slot: _Slot[W], lost: W) -> None:
+    async def _replacing(self, slot: Slot[W], lost: W) -> None:
         started = self._clock()
         await self._end(lost)
-        while not slot.breaker.is_open:
+        while not slot.breaker.is_open and not slot.retired:
             await self._sleep(self._policy.pause(slot.breaker.failures))
             try:
                 worker = await self._replace(slot.number)
@@ -213,6 +248,9 @@ class ReplicaPool(Generic[W]):
                 self._report("replacement failed", role=self._role, replica=slot.number, cause=str(error))
                 slot.breaker.failed(error)
                 continue
+            if slot.retired:
+                await self._end(worker)
+                return
             # Nothing is awaited between the newcomer's readiness and here: it misses no weights.
             slot.gone = asyncio.get_running_loop().create_future()
             # The lost one's calls count themselves out of its own counter.
@@ -222,17 +260,19 @@ class ReplicaPool(Generic[W]):
             seconds = self._clock() - started
             self._report("replica replaced", role=self._role, replica=slot.number, seconds=seconds)
             return
+        if slot.retired:
+            return
         self._given_up = slot.breaker.error()
         self._report("given up", role=self._role, replica=slot.number, cause=str(self._given_up))
         self._changed.set()
 
-    def _watch(self, slot: _Slot[W]) -> None:
+    def _watch(self, slot: Slot[W]) -> None:
         if self._ping is not None:
             self._start(self._watching(slot, self._ping))
 
-    async def _watching(self, slot: _Slot[W], ping: Callable[[W], Awaitable[object]]) -> None:
+    async def _watching(self, slot: Slot[W], ping: Callable[[W], Awaitable[object]]) -> None:
         seconds = self._policy.heartbeat_seconds
-        while True:
+        while not slot.retired:
             await self._sleep(self._policy.heartbeat_every)
             incarnation, worker = slot.incarnation, slot.worker
             if worker is None:
@@ -258,18 +298,3 @@ class ReplicaPool(Generic[W]):
         if error is not None:
             self._given_up = GivenUpError(f"{self._role}: supervision failed ({type(error).__name__}: {error})")
             self._changed.set()
-
-
-async def unless_gone(gone: "asyncio.Future[RoleLostError]", work: Awaitable[T]) -> T:
-    """The result of ``work``; raises what ``gone`` holds if that comes first."""
-    task = asyncio.ensure_future(work)
-    waiting: set[asyncio.Future[Any]] = {task, gone}
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise gone.result()
-        return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

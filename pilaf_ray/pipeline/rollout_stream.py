@@ -6,17 +6,27 @@
        └──────────────── its own staleness gate ◀── release, when the step's weights are served
 
 Rollouts are in no ledger: their plan is a function of the index, so a resumed run redoes
-them from the checkpoint's step on, under the checkpoint's weights.
+them from the checkpoint's step on, under the checkpoint's weights. A group that replicas die of is
+set aside, and another, whose plan is a function of the same index, takes its place.
 """
 
 import asyncio
 import contextlib
 import heapq
+import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
+from pilaf_ray.errors import PoisonPairError
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.ports import GeneratorPort, RewardScorer, TokenScorer
+from pilaf_ray.pipeline.supervision import Report, no_report
 from pilaf_ray.types import GenerationRequest, RolloutPlan, SampledResponse, ScoredGroup, ScoringItem
+
+logger = logging.getLogger(__name__)
+
+MAX_SUBSTITUTES = 8
+"""More groups than chance explains that replicas die of, one after the other in one place."""
 
 
 class RolloutStream:
@@ -27,6 +37,7 @@ class RolloutStream:
     Args:
         plan: the rollout plan at an index; a pure function of the index.
         batch_prompts: groups of one step.
+        report: told of groups that are set aside.
     """
 
     def __init__(
@@ -40,11 +51,13 @@ class RolloutStream:
         max_staleness_steps: int,
         start_step: int,
         max_steps: int,
+        report: Report = no_report,
     ) -> None:
         self._generator = generator
         self._reference = reference
         self._reward = reward
         self._plan = plan
+        self._report = report
         self._batch = batch_prompts
         self._next_planned = self._next_taken = start_step * batch_prompts
         self._end = max_steps * batch_prompts
@@ -91,31 +104,66 @@ class RolloutStream:
                 count = min(await self.gate.wait_for_slot(), self._end - self._next_planned)
                 self.gate.admit(count)
                 for index in range(self._next_planned, self._next_planned + count):
-                    groups.create_task(self._draw(self._plan(index)))
+                    groups.create_task(self._fill(index))
                 self._next_planned += count
 
-    async def _draw(self, plan: RolloutPlan) -> None:
-        responses = await asyncio.gather(*(self._respond(plan, n, seed) for n, seed in enumerate(plan.seeds)))
+    async def _fill(self, index: int) -> None:
+        """Produce the group at ``index``: the planned one, or the first substitute that nothing dies of.
+
+        Raises:
+            PoisonPairError: substitutes are no better.
+        """
+        for substitute in range(1 + MAX_SUBSTITUTES):
+            # Plans behind the run's end are nobody else's.
+            plan = replace(self._plan(index + substitute * self._end), index=index)
+            try:
+                group = await self._draw(plan)
+            except PoisonPairError as error:
+                cause = error
+                logger.warning("rollout group %s is set aside: %s", plan.group_id, error)
+                self._report("rollouts set aside", group=plan.group_id, prompt=plan.prompt.prompt_id, cause=str(error))
+            else:
+                heapq.heappush(self._ready, (index, group))
+                self._arrived.set()
+                return
+        raise PoisonPairError(
+            f"rollouts at index {index}: replicas died of {1 + MAX_SUBSTITUTES} groups one after the other, the last "
+            f"time because: {cause}; look at the prompts, then continue with --resume"
+        ) from cause
+
+    async def _draw(self, plan: RolloutPlan) -> ScoredGroup:
+        responding = [asyncio.ensure_future(self._respond(plan, n, seed)) for n, seed in enumerate(plan.seeds)]
+        try:
+            responses = await asyncio.gather(*responding)
+        finally:
+            # Where one of them is poison nobody wants the others.
+            for response in responding:
+                response.cancel()
         items = [ScoringItem(prompt=plan.prompt, token_ids=r.token_ids, text=r.text) for r in responses]
         scores, references = await asyncio.gather(
             self._reward.score(items),
-            self._reference.score_tokens([(plan.prompt.token_ids, r.token_ids) for r in responses]),
+            self._reference.score_tokens(
+                [(plan.prompt.token_ids, r.token_ids) for r in responses], pairs=[_name(plan)]
+            ),
         )
-        group = ScoredGroup(
+        return ScoredGroup(
             plan=plan,
             responses=tuple(responses),
             scores=scores,
             reference_logprobs=tuple(tuple(row) for row in references),
         )
-        heapq.heappush(self._ready, (plan.index, group))
-        self._arrived.set()
 
     async def _respond(self, plan: RolloutPlan, number: int, seed: int) -> SampledResponse:
         return await self._generator.generate(
             GenerationRequest(
-                request_id=f"rollout-{plan.group_id}-{number}",
+                request_id=f"{_name(plan)}-{number}",
                 prompt_token_ids=plan.prompt.token_ids,
                 coefficient=0.0,
                 seed=seed,
             )
         )
+
+
+def _name(plan: RolloutPlan) -> str:
+    """What replicas that are lost over the group blame."""
+    return f"rollout-{plan.group_id}"

@@ -14,6 +14,7 @@ from test_reward_learner import make, pairs, plain, plain_score, scoring_items
 
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_reward_model
 from pilaf_ray.engines.rendezvous import free_address
+from pilaf_ray.errors import CheckpointError
 from pilaf_ray.sampling.identity import bootstrap_weights
 from pilaf_ray.store.reading import LedgerReader
 from pilaf_ray.types import TokenPair
@@ -36,6 +37,8 @@ def work(rank: int, ranks: int, stage: int, port: int, model: Path, policy: Path
     if ranks == 1:
         mean = make(model, out, policy=policy, heads=HEADS, pooling="mean", **place)
         found["pooled"] = mean.score(probe)
+        with pytest.raises(CheckpointError, match=r"trained with reward_model\.heads: 3; now it is: 1: go on"):
+            make(model, out, policy=policy, **place).load(out)
     results.put((rank, found))
 
 

@@ -49,23 +49,25 @@ async def answered(client: httpx.AsyncClient, path: str) -> httpx.Response:
                 await asyncio.sleep(0.1)
 
 
-async def test_answers_reach_the_run_and_outlive_the_console(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", pairs=6)
+async def test_answers_reach_the_run_and_outlive_the_console_and_the_store(tmp_path: Path) -> None:
+    run, waiting = make_run(tmp_path / "run", pairs=6), (6, 7, 8)
     (run / "config.json").write_text(json.dumps({**CONFIG, "oracle": {"type": "human"}}))
     store = await RoleLauncher(logs=str(tmp_path / "logs"), call_seconds=60).store(f"sqlite:///{run}/preferences.db")
-    await store.add_plans([plan(6), plan(7)])
-    await store.add_responses([pair(6), pair(7)])
+    await store.add_plans([plan(number) for number in waiting])
+    await store.add_responses([pair(number) for number in waiting])
     await store.open_desk(600.0, run / "inbox")
-    desk, port = DeskHandle(store.actor, call_seconds=60), free_port()
+    desk, port = DeskHandle(store.desk), free_port()
     settings = {"logs": tmp_path / "logs", "run": run, "host": "127.0.0.1", "port": port, "allowed_hosts": ()}
-    console = await start_console(**settings, store=store.actor, call_seconds=60)  # type: ignore[arg-type]
+    console = await start_console(**settings, store=store.name, call_seconds=60)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="cannot be bound"):
         await start_console(**settings, store=None, call_seconds=60)  # type: ignore[arg-type]
     secret = AccessBook(run / "access.json").issue("ada", AccessRole.ANNOTATOR)
-    labels = asyncio.create_task(HumanOracle(desk, HumanRules(undo_seconds=0.1)).label([pair(6), pair(7)]))
+    labels = asyncio.create_task(
+        HumanOracle(desk, HumanRules(undo_seconds=0.1)).label([pair(number) for number in waiting])
+    )
     headers = {"cookie": f"pilaf_token={secret}", "x-form-token": form_token(secret)}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
-        for number in range(2):
+        for number in range(3):
             fields: dict[str, str] = {}
             async with asyncio.timeout(60):
                 while not fields:
@@ -75,12 +77,20 @@ async def test_answers_reach_the_run_and_outlive_the_console(tmp_path: Path) -> 
             assert saved.status_code == 200 and "Saved." in saved.text
             if number == 0:
                 os.kill(ray.get(console.process_id.remote()), signal.SIGKILL)
+            elif number == 1:
+                # The console finds the writer that replaces this one by its name.
+                ray.kill(ray.get_actor(store.name))
     found = await asyncio.wait_for(labels, 60)
     assert [(label.pair_id, label.probability, label.source) for label in found] == [
-        ("pair-6", 0.5, "human"),
-        ("pair-7", 0.5, "human"),
+        (f"pair-{number}", 0.5, "human") for number in waiting
     ]
-    assert len(await desk.history()) == 2 and (await store.counts())[PairState.SAMPLED] == 2
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events[-1] == "console restarted"
+    async with asyncio.timeout(60):
+        while (pulse := store.replicas[0].pulse) is None:
+            await asyncio.sleep(0.1)
+    assert store.replicas[0].serving and 20.0 < pulse.memory_mib < 2000.0
+    assert len(await desk.history()) == 3 and (await store.counts())[PairState.SAMPLED] == len(waiting)
 
 
 async def test_every_name_of_the_dashboard_is_exposed(tmp_path: Path) -> None:

@@ -60,3 +60,25 @@ async def test_what_is_not_granted_in_time_is_named_and_given_back() -> None:
     again = Reservations(make_groups([LEARNER]))
     await again.acquire(seconds=60)
     again.release()
+
+
+async def test_one_more_replica_reserves_what_the_first_has_and_gives_it_back() -> None:
+    request = RoleRequest(role="generator", replicas=1, gpus=1.0)
+    reservations = Reservations(make_groups([request]))
+    await reservations.acquire(seconds=60)
+    assert not await reservations.join("generator", 0), "it has its place already"
+    assert await reservations.join("generator", 1)
+    actor = Where.options(num_cpus=0, **reservations.options("generator", 1)).remote()
+    assert ray.get(actor.node.remote(), timeout=60)
+    ray.kill(actor)
+    reservations._seconds = 2.0
+    with pytest.raises(PlacementError, match="did not reserve 1 x 1 GPU for generator 2 within 2 s"):
+        await reservations.join("generator", 2)
+    assert reservations.options("generator", 2) == {}
+    reservations.leave("generator", 1)
+    reservations._seconds = 60.0
+    assert await reservations.join("generator", 2), "the place of the one that left"
+    reservations.release()
+    again = Reservations(make_groups([replace(request, replicas=2)]))
+    await again.acquire(seconds=60)
+    again.release()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pilaf_ray.actors.handles import GeneratorPool, OraclePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.actors.weights import make_weight_sync
-from pilaf_ray.errors import OracleUnavailableError, PoisonPairError, RoleLostError, WeightSyncError
+from pilaf_ray.errors import OracleUnavailableError, PlacementError, PoisonPairError, RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.types import GenerationRequest, PairState, ResponsePair
 
@@ -152,7 +153,8 @@ class _FakeGenerator:
     def __init__(self) -> None:
         self._version = 0
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> float:
+        return 1.0
 
     def pull(self, version: int) -> None:
         self._version = version
@@ -190,6 +192,58 @@ async def test_a_new_generator_pulls_the_newest_weights_before_its_first_request
     await pool.close()
 
 
+class _HeldGenerator(_FakeGenerator):
+    """Answers while the folder holds no file ``hold``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def generate(self, request: GenerationRequest) -> tuple[str, int]:
+        (self._folder / f"asked-{os.getpid()}").touch()
+        while (self._folder / "hold").exists():
+            time.sleep(0.01)  # polling another process, not ordering work
+        return super().generate(request)
+
+
+async def test_a_pool_grows_with_the_newest_weights_and_shrinks_without_losing_work(tmp_path: Path) -> None:
+    actor_class, records, left = ray.remote(_HeldGenerator), Records(), list[int]()
+
+    async def spawn(number: int) -> Any:
+        if number == 3:
+            raise PlacementError("no room for a fourth")
+        return actor_class.options(num_cpus=0).remote(tmp_path)
+
+    async def pull(actor: Any, number: int, version: int) -> None:
+        await call(actor.pull.remote(version), role=f"generator-{number}", seconds=30)
+
+    pool = GeneratorPool(
+        [await spawn(0)], spawn=spawn, leave=left.append, call_seconds=60.0, policy=PATIENT, report=records
+    )
+    pool.follow(pull, 7)
+    assert await pool.resize(4) == 3, "one finds no room, and the run goes on"
+    assert [details["cause"] for details in records.of("generator not added")] == ["no room for a fourth"]
+    assert sorted(details["replica"] for details in records.of("replica added")) == [1, 2]
+    (tmp_path / "hold").touch()
+    requests = [
+        GenerationRequest(request_id=f"pair-{n}-a", prompt_token_ids=(1,), coefficient=0.0, seed=0) for n in range(3)
+    ]
+    answers = [asyncio.ensure_future(pool.generate(request)) for request in requests]
+    await until(lambda: len(list(tmp_path.glob("asked-*"))) == 3)
+    assert await pool.resize(1) == 1
+    assert left == [2, 1] and sorted(pool.actors) == [0]
+    removed = [(details["replica"], details["handed_back"]) for details in records.of("replica removed")]
+    assert removed == [(2, 1), (1, 1)], "each had one response under way"
+    (tmp_path / "hold").unlink()
+    served: list[Any] = await asyncio.wait_for(asyncio.gather(*answers), 60)
+    assert [name.split(".")[0] for name, _ in served] == ["pair-0-a", "pair-1-a", "pair-2-a"]
+    assert not records.of("replica lost"), "nobody is to blame"
+    assert await pool.resize(2) == 2
+    versions = [await call(actor.generate.remote(requests[0]), role="g", seconds=30) for actor in pool.actors.values()]
+    assert [version for _, version in versions] == [0, 7], "the newcomer has pulled; the first never was asked to"
+    await pool.close()
+
+
 @dataclass(frozen=True)
 class Ticket:
     version: int
@@ -203,7 +257,8 @@ class _Updatable:
         self._transport = transport
         self._version = 0
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> float:
+        return 1.0
 
     def update_weights(self, ticket: Ticket, _deadline_seconds: float) -> None:
         if ticket.transport != self._transport:
@@ -266,7 +321,8 @@ class _Rank:
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> float:
+        return 1.0
 
     def pid(self) -> int:
         return os.getpid()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pairs import plan, reference, response
 
-from pilaf_ray.observability.run_status import RoleStatus, RunStatus, write_status
+from pilaf_ray.observability.run_status import Pulse, ReplicaStatus, RoleStatus, RunStatus, write_status
 from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.store.ledger import PreferenceLedger
 from pilaf_ray.types import PreferenceLabel, ResponsePair
@@ -34,6 +34,7 @@ def metrics_row(step: int) -> dict[str, float | None]:
         "reward/policy": None if step == 2 else math.sin(step),
         "age/max": 1,
         "brand/new": step * 1.5,
+        "cost/generated_tokens": 12.0 * step,
         "time/wait": 1.0,
         "time/train": 2.0,
         "time/push": 1.0,
@@ -79,7 +80,7 @@ def make_run(path: Path, *, steps: int = 4, pairs: int = 8) -> Path:
     events = EventLog(path / "events.jsonl")
     events.record("run started", attempt=1)
     events.record("weights", version=steps)
-    events.record("role died", role="generator-0", cause="<b>killed</b>")
+    events.record("replica lost", role="generator", replica=0, cause="<b>killed</b>")
     (path / "evaluations").mkdir(exist_ok=True)
     for step, (rewards, kls) in EVALUATIONS.items():
         result = {
@@ -94,7 +95,11 @@ def make_run(path: Path, *, steps: int = 4, pairs: int = 8) -> Path:
     logs.mkdir(parents=True, exist_ok=True)
     (logs / "generator-0.log").write_text("loaded\nWANDB_API_KEY=0123456789abcdef\n")
     (path / "logs" / "latest").symlink_to("attempt_1")
-    roles = (RoleStatus(role="generator", in_flight=3, busy=0.75), RoleStatus(role="oracle", in_flight=1, busy=0.5))
+    replicas = (ReplicaStatus(number=0, serving=True, pulse=Pulse(time=999.0, memory_mib=1536.0)),)
+    roles = (
+        RoleStatus(role="generator", in_flight=3, busy=0.75, replicas=replicas),
+        RoleStatus(role="oracle", in_flight=1, busy=0.5),
+    )
     write_status(path, RunStatus(time=1000.0, phase="training", roles=roles))
     fill_ledger(path, pairs=pairs)
     return path

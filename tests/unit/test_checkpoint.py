@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pilaf_ray.engines.checkpoint import CheckpointStore, kept_steps
+from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
+from pilaf_ray.engines.learner_layout import LearnerLayout, described, require_loadable
 from pilaf_ray.errors import CheckpointError
 
 
@@ -84,15 +85,19 @@ async def test_a_checkpoint_behind_is_published_once_and_in_order(
     may_seal = threading.Event()
     seal = CheckpointStore._seal
 
-    def slow_seal(step: int, folder: Path) -> None:
+    def slow_seal(store: CheckpointStore, step: int, folder: Path) -> None:
         assert may_seal.wait(30)
-        seal(step, folder)
+        seal(store, step, folder)
 
-    monkeypatch.setattr(CheckpointStore, "_seal", staticmethod(slow_seal))
+    monkeypatch.setattr(CheckpointStore, "_seal", slow_seal)
     store, published = CheckpointStore(tmp_path, keep_last=2), list[int]()
-    await store.write_behind(1, write, published=lambda step, _path: published.append(step))
+
+    async def note(step: int, _path: Path) -> None:
+        published.append(step)
+
+    await store.write_behind(1, write, published=note)
     assert (store.latest(), published) == (None, []), "the step goes on before it is published"
-    second = asyncio.create_task(store.write_behind(2, write, published=lambda step, _path: published.append(step)))
+    second = asyncio.create_task(store.write_behind(2, write, published=note))
     await asyncio.sleep(0)
     assert not (tmp_path / "tmp.2").exists(), "the second waits for the first"
     may_seal.set()
@@ -102,19 +107,23 @@ async def test_a_checkpoint_behind_is_published_once_and_in_order(
     assert store.latest() == (2, tmp_path / "step-000002")
 
 
+async def ignore(_step: int, _path: Path) -> None:
+    pass
+
+
 async def test_a_failure_behind_is_raised_by_the_next_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(step: int, folder: Path) -> None:
+    def full(store: CheckpointStore, step: int, folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     store = CheckpointStore(tmp_path, keep_last=2)
     await store.write(1, write)
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointStore, "_seal", staticmethod(full))
-        await store.write_behind(2, write, published=lambda *_: None)
+        patch.setattr(CheckpointStore, "_seal", full)
+        await store.write_behind(2, write, published=ignore)
         with pytest.raises(CheckpointError, match=r"step 2 .* the disk is full"):
-            await store.write_behind(3, write, published=lambda *_: None)
+            await store.write_behind(3, write, published=ignore)
     await store.finish()
     assert store.latest() == (1, tmp_path / "step-000001")
     assert not list(tmp_path.glob("tmp.*"))
@@ -126,13 +135,30 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_which_checkpoints_stay() -> None:
-    steps, scores = [5, 10, 15, 20, 25, 30], {5: 0.9, 10: 0.9, 15: 0.1, 100: 5.0}
-    assert kept_steps(steps, last=2, scores=scores) == {25, 30}
-    assert kept_steps(steps, last=1, best=1, scores=scores) == {10, 30}, "the later of equals"
-    assert kept_steps(steps, last=1, best=9, scores=scores) == {5, 10, 15, 30}, "never judged ones are not best"
-    assert kept_steps(steps, last=1, every=10, scores={}) == {10, 20, 30}
-    assert kept_steps([7], last=3, best=1, every=2, scores={}) == {7}
+async def test_what_a_rolled_back_attempt_left_damaged_takes_no_good_ones_place(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (3, 6, 9):
+        await store.write(step, write)
+    (tmp_path / "step-000009" / "learner" / "weights").write_text("torn")
+    assert store.latest() == (6, tmp_path / "step-000006"), "the run goes on from here"
+    await store.write(7, write)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000006", "step-000007"]
+    assert store.latest() == (7, tmp_path / "step-000007")
+
+
+async def test_a_manifest_says_the_ranks_and_another_form_of_state_is_refused_in_one_line(tmp_path: Path) -> None:
+    two = {"learner": LearnerLayout(ranks=2, zero_stage=2), "reward": LearnerLayout(ranks=1, zero_stage=1)}
+    folder = await CheckpointStore(tmp_path, keep_last=1, facts=described(two)).write(3, write)
+    manifest = read_manifest(folder)
+    assert manifest["learners"]["learner"] == {"ranks": 2, "zero_stage": 2} and manifest["step"] == 3
+    one = {"learner": LearnerLayout(ranks=1, zero_stage=1), "reward": LearnerLayout(ranks=4, zero_stage=2)}
+    require_loadable(folder, manifest, one)
+    require_loadable(folder, {"step": 3, "sha256": {}}, one)
+    for part, section, stage in (("learner", "learner", 3), ("reward", "reward_model", 0)):
+        other = {**one, part: LearnerLayout(ranks=1, zero_stage=stage)}
+        with pytest.raises(CheckpointError, match=rf"cannot be loaded with {section}\.zero_stage: {stage}") as caught:
+            require_loadable(folder, manifest, other)
+        assert "\n" not in str(caught.value)
 
 
 async def test_the_best_by_score_outlives_newer_ones(tmp_path: Path) -> None:
@@ -147,7 +173,8 @@ async def test_the_best_by_score_outlives_newer_ones(tmp_path: Path) -> None:
 _WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from pilaf_ray.engines.checkpoint import CheckpointStore
+from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
+from pilaf_ray.engines.learner_layout import LearnerLayout, described, require_loadable
 
 async def write(folder):
     for part in range(8):

@@ -179,3 +179,19 @@ async def test_a_reset_reference_is_the_policy_of_the_rounds_beginning(tmp_path:
     assert build_budget(config, spent=Spent(), until_step=12).ended_by(12) == "schedule.rounds"
     fixed = load_config(QUICKSTART, ["run={name: x}", rounds.replace("true", "false")])
     assert with_round_reference(fixed, store, step=6) == (fixed, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        (["checkpoint.keep_best=2"], True),
+        (["checkpoint.keep_best=2", "evaluation.every_steps=7", "checkpoint.every_steps=5"], True),
+        (["checkpoint.keep_best=2", "evaluation.every_steps=10", "checkpoint.every_steps=5"], False),
+        (["evaluation.every_steps=0"], False),
+    ],
+)
+def test_keeping_the_best_without_evaluations_is_said(overrides: list[str], idle: bool) -> None:
+    config = load_config(ROOT / "configs" / "tiny.yaml", ["run.max_steps=30", *overrides])
+    assert [line.startswith("checkpoint.keep_best = 2 has nothing to choose by") for line in config.idle_settings] == [
+        True
+    ] * idle

@@ -12,9 +12,11 @@ from fastapi.testclient import TestClient
 from pilaf_ray.console.access import AccessBook, AccessRole, form_token
 from pilaf_ray.console.app import create_app, is_loopback
 from pilaf_ray.console.charts import charts_for, columns
+from pilaf_ray.console.frontier import frontier_figure
 from pilaf_ray.console.guard import RateLimit
 from pilaf_ray.console.ledger_reader import LedgerReader, PairFilter
-from pilaf_ray.console.records import JsonlTail
+from pilaf_ray.console.records import Evaluation, JsonlTail, RunRecords
+from pilaf_ray.console.rendering import Pages
 from pilaf_ray.errors import AccessError, RunFolderError
 from pilaf_ray.observability.sinks import JsonlSink
 
@@ -45,6 +47,8 @@ def test_the_overview_says_what_metrics_and_evaluations_say(client: TestClient) 
     }  # fmt: skip
     # 2 pairs a step, and 4 s a step.
     assert re.search(r"Pairs per second</span><b>0\.5<", page)
+    # (12 + 24 + 36 + 48) tokens in four steps of four seconds.
+    assert "7.5 tokens/s" in page
 
 
 def test_markup_of_models_and_messages_is_text(client: TestClient) -> None:
@@ -71,7 +75,9 @@ def test_no_page_needs_an_inline_script_or_style(client: TestClient) -> None:
 def test_secrets_in_logs_are_struck_out(client: TestClient) -> None:
     page = client.get("/roles").text
     assert "0123456789abcdef" not in page and "WANDB_API_KEY=•••" in page
-    assert re.search(r"<dt>deaths</dt><dd>1</dd>", page)
+    for name, text in (("times lost", "1"), ("memory", "1.5 GiB"), ("state", "serving")):
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+    assert "&lt;b&gt;killed" in page and "<b>killed" not in page
 
 
 def test_only_the_roles_that_may_see_a_page_see_it(run: Path) -> None:
@@ -242,3 +248,27 @@ def test_a_pair_shows_where_it_comes_from(client: TestClient) -> None:
 def test_the_attack_is_what_the_model_said(run: Path) -> None:
     stored = json.loads((run / "evaluations" / "step-000000.json").read_text())["responses"][0]
     assert stored == ATTACK
+
+
+def test_what_all_visitors_share_is_made_once_a_second(tmp_path: Path) -> None:
+    now, made = [10.0], []
+    pages = Pages(RunRecords(make_run(tmp_path / "run")), labelling=False, clock=lambda: now[0])
+
+    def values() -> dict[str, object]:
+        made.append(now[0])
+        return {"problem": f"<b>{now[0]:g}</b>", "visitor": None, "path": "/"}
+
+    texts = []
+    for now[0] in (10.0, 10.9, 11.0, 11.5):
+        texts.append(pages.shared("problem.html.j2", values))
+    assert made == [10.0, 11.0] and texts[0] == texts[1] and "&lt;b&gt;11" in texts[2]
+
+
+@pytest.mark.parametrize(
+    ("kls", "ticks"), [([0.000487], ["-0.4", "-0.2", "0", "0.2", "0.4"]), ([0.0, 13.0], ["0", "5", "10"])]
+)
+def test_the_frontier_has_round_figures_on_its_axes(kls: list[float], ticks: list[str]) -> None:
+    found = frontier_figure(
+        [Evaluation(step=n, reward=1.0, reward_se=0.1, kl=kl, objective=1.0) for n, kl in enumerate(kls)], beta=0.1
+    )
+    assert found is not None and [text for _, text in found.x_ticks] == ticks

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,7 @@ class FakeRun:
         self.logged: list[dict[str, Any]] = []
         self.defined: list[tuple[str, dict[str, Any]]] = []
         self.finished = False
+        self.artifacts: list[tuple[FakeArtifact, list[str]]] = []
 
     def define_metric(self, name: str, **settings: Any) -> None:
         self.defined.append((name, settings))
@@ -235,14 +236,31 @@ class FakeRun:
             raise FakeWandbError("no route")
         self.logged.append(row)
 
+    id = "r"
+
+    def log_artifact(self, artifact: "FakeArtifact", aliases: list[str]) -> None:
+        self.artifacts.append((artifact, aliases))
+
     def finish(self) -> None:
         self.finished = True
+
+
+@dataclass
+class FakeArtifact:
+    name: str
+    type: str
+    metadata: dict[str, Any]
+    files: list[str] = field(default_factory=list)
+
+    def add_dir(self, folder: str) -> None:
+        self.files += sorted(path.name for path in Path(folder).iterdir())
 
 
 class FakeWandb:
     """Records what the sink asks of wandb."""
 
     Error = FakeWandbError
+    Artifact = FakeArtifact
 
     def __init__(self, *, failing: bool = False) -> None:
         self.run = FakeRun(failing)
@@ -280,6 +298,17 @@ def test_wandb_gets_steps_and_samples(tmp_path: Path) -> None:
         {"step": 4, "samples": (["prompt", "response"], [["x", "y"], ["z", "w"]])},
     ]
     assert module.run.finished
+
+
+def test_wandb_keeps_checkpoints_as_versions_of_one_artifact(tmp_path: Path) -> None:
+    module = FakeWandb()
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model.safetensors").touch()
+    sink = sink_on(module, tmp_path)
+    for step in (5, 10):
+        sink.write_checkpoint(step, tmp_path / "hf")
+    found = [(made.name, made.type, made.metadata, made.files, aliases) for made, aliases in module.run.artifacts]
+    assert found == [("r-policy", "model", {"step": step}, ["model.safetensors"], [f"step-{step}"]) for step in (5, 10)]
 
 
 def test_wandb_fails_once_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,7 @@ def write(folder: Path, kind: str, values: list[object]) -> str:
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_texts_come_back(tmp_path: Path, kind: str) -> None:
-    assert read_prompts(write(tmp_path, kind, [*TEXTS]), column="prompt", split="train") == TEXTS
+    assert list(read_prompts(write(tmp_path, kind, [*TEXTS]), column="prompt", split="train")) == TEXTS
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -58,6 +58,6 @@ def test_cursor_is_a_permutation_of_each_epoch_from_any_position() -> None:
     order = [PromptCursor(prompts, seed=3).at(i) for i in range(21)]
     walker = PromptCursor(prompts, seed=3)
     assert [walker.at(i) for i in reversed(range(21))] == order[::-1]
-    epochs = [[p.prompt_id for e, p in order if e == epoch] for epoch in range(3)]
+    epochs = [[turn.prompt.prompt_id for turn in order if turn.epoch == epoch] for epoch in range(3)]
     assert all(sorted(epoch) == [str(i) for i in range(7)] for epoch in epochs)
     assert epochs[0] != epochs[1]

@@ -259,3 +259,96 @@ def test_policy_and_breaker() -> None:
     breaker.failed("three")
     assert breaker.is_open
     assert str(breaker.error()).startswith("oracle 1 failed 2 times in a row; first: two (")
+
+
+async def test_a_newcomer_takes_work_once_it_is_ready_and_not_before() -> None:
+    ready = asyncio.Event()
+
+    class Slow(World):
+        async def replace(self, number: int) -> Replica:
+            await ready.wait()
+            return self.new(number)
+
+    world = Slow()
+    pool = world.pool(1)
+    growing = [asyncio.ensure_future(pool.grow()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert (set(pool.living()), len(pool)) == ({0}, 3)
+    for replica in world.made:
+        replica.hold = asyncio.Event()
+    first = ask(pool, "a")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    ready.set()
+    assert sorted(await asyncio.gather(*growing)) == [1, 2]
+    assert (await ask(pool, "b")).startswith("b by ") and world.made[0].seen == ["a"], "the busy one gets no more"
+    assert [details["replica"] for name, details in world.events if name == "replica added"] == [1, 2]
+    world.made[1].dead.set()
+    assert (await ask(pool, "c")).startswith("c by "), "newcomers are replaced like the others"
+    first.cancel()
+    await pool.close()
+
+
+async def test_a_newcomer_that_does_not_start_leaves_the_pool_as_it_was() -> None:
+    world = World(broken_starts=1)
+    pool = world.pool(1, failures_in_a_row=1)
+    with pytest.raises(RoleLostError, match="no memory for 1"):
+        await pool.grow()
+    assert (len(pool), world.events) == (1, [])
+    assert (await ask(pool, "a")).startswith("a by 0.0")
+    assert await pool.grow() == 1
+    await pool.close()
+
+
+async def test_a_removed_replica_hands_its_work_back_before_it_is_ended_and_is_not_to_blame() -> None:
+    world = World()
+    pool = world.pool(2)
+    for replica in world.made:
+        replica.hold = asyncio.Event()
+    tasks = [ask(pool, name) for name in "abcd"]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert sum(len(replica.seen) for replica in world.made) == 4
+    kept, removed = world.made
+    waiting: list[int] = []
+
+    async def end(replica: Replica) -> None:
+        waiting.append(len(kept.seen))
+        await World.end(world, replica)
+
+    pool._end = end
+    assert await pool.shrink() == 1
+    assert world.ended == [removed] and set(pool.living()) == {0}
+    assert kept.hold is not None
+    kept.hold.set()
+    answers = await asyncio.gather(*tasks)
+    assert [answer for answer in answers if "1.0" in answer] == []
+    assert sorted(kept.seen) == ["a", "b", "c", "d"]
+    assert world.events == [("replica removed", {"role": "generator", "replica": 1, "handed_back": 2})]
+    assert pool._deaths == {}, "nobody is a suspect"
+    pool.lose(1, RoleLostError("found unusable, too late"))
+    assert len(world.events) == 1
+    assert await pool.grow() == 1 and (await ask(pool, "e")).startswith("e by ")
+    await pool.close()
+
+
+async def test_a_replica_that_is_removed_while_it_is_replaced_does_not_come_back() -> None:
+    starting, may_start = asyncio.Event(), asyncio.Event()
+
+    class Slow(World):
+        async def replace(self, number: int) -> Replica:
+            starting.set()
+            await may_start.wait()
+            return self.new(number)
+
+    world = Slow()
+    pool = world.pool(2)
+    pool.lose(1, RoleLostError("died"))
+    await starting.wait()
+    await pool.shrink()
+    may_start.set()
+    while len(world.ended) < 2:
+        await asyncio.sleep(0)
+    assert [replica.name for replica in world.ended] == ["1.0", "1.1"], "the replacement is ended, too"
+    assert set(pool.living()) == {0} and (await ask(pool, "a")).startswith("a by 0.0")
+    await pool.close()

@@ -1,5 +1,6 @@
 """The reward model's diet and its health, with a hand-written r̂ and store."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from pairs import label, pair, reference
+from torchmetrics.functional.regression import r2_score
 
 from pilaf_ray.errors import RewardModelError
-from pilaf_ray.evaluation.reward_quality import Judgement, RewardQuality
+from pilaf_ray.evaluation.reward_quality import Judgement, RewardQuality, brier_skill
 from pilaf_ray.losses.bradley_terry import calibration_error, pair_accuracy
 from pilaf_ray.observability.metrics import definition_of
 from pilaf_ray.pipeline.replay import ReplayWindow
@@ -197,9 +199,22 @@ def test_quality_is_that_of_the_tensor_functions_and_worse_than_chance_is_said()
     expected = float(calibration_error(margins, probabilities, bins=5))
     assert found["reward_model/held_out_calibration_error"] == pytest.approx(expected, abs=1e-5)
     assert found["reward_model/spread"] == pytest.approx(float(margins.square().mean().sqrt()), rel=1e-5)
+    # scikit-learn's and torchmetrics' R² with ½ for the mean: both orders of each pair have that mean.
+    chances, both = torch.sigmoid(torch.cat([margins, -margins])), torch.cat([probabilities, 1.0 - probabilities])
+    assert found["reward_model/held_out_brier_skill"] == pytest.approx(float(r2_score(chances, both)), abs=1e-5)
     assert quality.complaint() is None
     quality.add([Judgement(1.0, float(n % 3 == 0)) for n in range(200)], held_out=False)
     assert "below chance" in str(quality.complaint())
+
+
+def test_brier_skill_praises_neither_a_coin_nor_an_over_confident_judge() -> None:
+    labels = [1.0, 1.0, 1.0, 0.0]
+    calibrated = brier_skill([Judgement(math.log(3.0), p) for p in labels])
+    assert calibrated == pytest.approx(1 - (3 / 16 + 9 / 16) / 1.0)
+    assert brier_skill([Judgement(0.0, p) for p in labels]) == 0.0
+    assert brier_skill([Judgement(20.0, p) for p in labels]) == pytest.approx(0.0, abs=1e-6)
+    assert brier_skill([Judgement(20.0, p) for p in (1.0, 0.0, 0.0, 0.0)]) == pytest.approx(-2.0, abs=1e-6)
+    assert math.isnan(brier_skill([Judgement(1.0, 0.5)]))
 
 
 def test_uses_are_counted_once_however_often_a_step_is_repeated(tmp_path: Path) -> None:

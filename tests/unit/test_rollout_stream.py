@@ -10,12 +10,12 @@ from test_controller import World, controller
 
 from pilaf_ray.build_rewards import RolloutPlanSource
 from pilaf_ray.data.prompts import PromptSet
-from pilaf_ray.errors import OracleError
+from pilaf_ray.errors import OracleError, PoisonPairError
 from pilaf_ray.evaluation.rollout_metrics import rollout_metrics
 from pilaf_ray.observability.metrics import definition_of
 from pilaf_ray.pipeline.controller import Controller
 from pilaf_ray.pipeline.policy_optimization import PolicyOptimizer
-from pilaf_ray.pipeline.rollout_stream import RolloutStream
+from pilaf_ray.pipeline.rollout_stream import MAX_SUBSTITUTES, RolloutStream
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.types import (
     GenerationRequest,
@@ -53,7 +53,7 @@ class Roles(World):
         await self.wander()
         return response("text", version=version)
 
-    async def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
+    async def score_tokens(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[list[float]]:
         await self.wander()
         return [[-1.0] * len(tokens) for _, tokens in items]
 
@@ -152,6 +152,73 @@ async def test_what_stops_the_sampling_stops_the_run() -> None:
         with pytest.raises(OracleError, match="r̂ broke"):
             await run(Roles(), staleness=1, fail=True)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Poisoned(Roles):
+    """Groups by id kill generators (one response of theirs), or the reference."""
+
+    def __init__(self, *, generator: set[str] = frozenset(), reference: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+        super().__init__()
+        self.kills = {"generator": generator, "reference": reference}
+        self.cancelled = 0
+
+    async def generate(self, request: GenerationRequest) -> SampledResponse:
+        group = request.pair_id.removeprefix("rollout-")
+        if request.pair_id.startswith("rollout-") and group in self.kills["generator"]:
+            if request.request_id.endswith("-1"):
+                raise PoisonPairError(f"pair {request.pair_id}: 2 generator replicas were lost over it (died)")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled += 1
+        return await super().generate(request)
+
+    async def score_tokens(self, items: Sequence[TokenPair], *, pairs: Sequence[str] = ()) -> list[list[float]]:
+        (blamed,) = pairs
+        if blamed.removeprefix("rollout-") in self.kills["reference"]:
+            raise PoisonPairError(f"pair {blamed}: 2 reference replicas were lost over it (died)")
+        return await super().score_tokens(items)
+
+
+async def test_groups_that_replicas_die_of_are_set_aside_with_their_cause_and_replaced() -> None:
+    end = 2 * 6  # groups of a run of six steps
+    first, second = PLANS.plan(3), PLANS.plan(3 + end)
+    other = PLANS.plan(8)
+    roles = Poisoned(generator={first.group_id, second.group_id}, reference={other.group_id})
+    events: list[dict[str, str]] = []
+    rollouts = stream(roles, staleness=1, steps=6)
+    rollouts._report = lambda event, **details: events.append({"event": event, **details})
+    taken: list[ScoredGroup] = []
+    async with asyncio.timeout(5), rollouts.running():
+        for _ in range(6):
+            taken += await rollouts.next_batch()
+            rollouts.release()
+    assert [group.plan.index for group in taken] == list(range(12)), "every step has its groups, in order"
+    ids = [group.plan.group_id for group in taken]
+    assert ids[3] == PLANS.plan(3 + 2 * end).group_id and ids[8] == PLANS.plan(8 + end).group_id
+    assert [id_ for n, id_ in enumerate(ids) if n not in (3, 8)] == [
+        PLANS.plan(n).group_id for n in range(12) if n not in (3, 8)
+    ]
+    assert roles.cancelled == 4, "the other responses of a poison group are called off"
+    by_group = {event["group"]: event for event in events}
+    assert set(by_group) == {first.group_id, second.group_id, other.group_id}
+    assert by_group[first.group_id]["event"] == "rollouts set aside"
+    assert by_group[first.group_id]["prompt"] == first.prompt.prompt_id
+    assert "2 generator replicas were lost over it (died)" in by_group[first.group_id]["cause"]
+    assert "2 reference replicas were lost" in by_group[other.group_id]["cause"]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_where_no_group_is_survived_the_run_ends_with_the_cause() -> None:
+    everything = {PLANS.plan(n * 4 + 1).group_id for n in range(1 + MAX_SUBSTITUTES)}
+    rollouts = stream(Poisoned(generator=everything), staleness=0, steps=2)
+    async with asyncio.timeout(5), rollouts.running():
+        with pytest.raises(ExceptionGroup) as caught:
+            await rollouts.next_batch()
+    (error,) = caught.value.exceptions
+    assert isinstance(error, PoisonPairError)
+    assert "rollouts at index 1: replicas died of 9 groups one after the other" in str(error)
+    assert "generator replicas were lost over it" in str(error)
 
 
 def test_rollouts_have_an_order_and_seeds_of_their_own() -> None:

@@ -1,0 +1,148 @@
+"""A checkpoint of one number of ranks goes on in another as if nothing had happened."""
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_batches import batch
+
+from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.other_ranks import saved_ranks
+from pilaf_ray.engines.rendezvous import free_address
+
+
+@dataclass(frozen=True)
+class Case:
+    """A learner that is saved after three steps and takes two more, there and elsewhere."""
+
+    kind: str
+    zero_stage: int
+    precision: str = "float32"
+
+    def folder(self, out: Path, ranks: int) -> Path:
+        return out / f"{self.kind}-{self.zero_stage}-{self.precision}-by-{ranks}"
+
+
+CASES = [
+    *(Case("policy", stage) for stage in (0, 1, 2, 3)),
+    # Two groups of parameters with learning rates of their own, and parameters that are not trained.
+    Case("reward", 3),
+    Case("policy", 2, "bfloat16"),
+    # Adapters: weights that are not trained are in no checkpoint.
+    *(Case("adapters", stage) for stage in (2, 3)),
+]
+
+
+@dataclass
+class Taken:
+    """Two steps: what a rank saw of them."""
+
+    losses: list[float] = field(default_factory=list)
+    rates: list[list[float]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+def make(case: Case, model: Path, out: Path, **place: Any) -> Any:
+    from pilaf_ray.engines.learner import PolicyLearner
+    from pilaf_ray.engines.reward_learner import RewardLearner
+
+    common = {
+        **place,
+        "model_path": str(model),
+        "master_addr": "127.0.0.1",
+        "zero_stage": case.zero_stage,
+        "precision": case.precision,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "weight_decay": 0.01,
+        "micro_batch_tokens": 48,
+        "dump_folder": out,
+    }
+    if case.kind == "reward":
+        return RewardLearner(policy_path=str(model), head_learning_rate=3e-3, trainable_layers=1, **common)
+    if case.kind == "adapters":
+        common["lora"] = LoraSettings(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "down_proj"))
+    return PolicyLearner(loss="dpo", beta=0.1, label_smoothing=0.0, lr_schedule="linear", total_steps=20, **common)
+
+
+def step(case: Case, learner: Any, number: int) -> float:
+    if case.kind == "reward":
+        return float(learner.train_step(batch()).loss)
+    return float(learner.train_step(number, batch()).loss)
+
+
+def two_steps(case: Case, learner: Any) -> Taken:
+    taken = Taken()
+    for number in (4, 5):
+        taken.rates.append([group["lr"] for group in learner._engine._engine.optimizer.param_groups])
+        taken.losses.append(step(case, learner, number))
+    taken.weights = {name: tensor.clone() for name, tensor in learner._engine.named_weights()}
+    return taken
+
+
+def work(rank: int, ranks: int, port: int, model: Path, out: Path, written: Any) -> None:
+    """One rank: train and save every case, wait for the other group, then go on from what that one saved."""
+    place = {"rank": rank, "world_size": ranks, "master_port": port}
+    whole, resumed = {}, {}
+    for case in CASES:
+        learner = make(case, model, out, **place)
+        for number in (1, 2, 3):
+            step(case, learner, number)
+        case.folder(out, ranks).mkdir(exist_ok=True)
+        learner.save(case.folder(out, ranks))
+        whole[case] = two_steps(case, learner)
+    written.wait(300)
+    for case in CASES:
+        learner = make(case, model, out, **place)
+        saved = case.folder(out, 3 - ranks)
+        learner.load(saved)
+        step(case, learner, 4)
+        # As after a rollback: what is loaded does not depend on what was there.
+        learner.load(saved)
+        resumed[case] = two_steps(case, learner)
+    if rank == 0:
+        torch.save((whole, resumed), out / f"{ranks}.pt")
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[int, tuple[dict[Case, Taken], dict[Case, Taken]]]]:
+    """By number of ranks: (left alone, resumed from the other number's checkpoint)."""
+    out = tmp_path_factory.mktemp("ranks")
+    make_tiny_llama(out / "model", seed=0)
+    spawn = multiprocessing.get_context("spawn")
+    written = spawn.Barrier(3)
+    processes = []
+    for ranks in (1, 2):
+        port = free_address()[1]
+        for rank in range(ranks):
+            process = spawn.Process(target=work, args=(rank, ranks, port, out / "model", out, written))
+            process.start()
+            processes.append(process)
+    for process in processes:
+        process.join(400)
+    for case in CASES:
+        for ranks in (1, 2):
+            saved = case.folder(out, ranks)
+            assert saved_ranks(saved) == ranks
+            assert not (saved / "universal").exists(), "the whole tensors are gone again"
+    yield {ranks: torch.load(out / f"{ranks}.pt", weights_only=False) for ranks in (1, 2)}
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-zero{case.zero_stage}-{case.precision}")
+def test_another_number_of_ranks_goes_on_as_if_nothing_had_happened(
+    outcomes: dict[int, tuple[dict[Case, Taken], dict[Case, Taken]]], before: int, after: int, case: Case
+) -> None:
+    expected, found = outcomes[before][0][case], outcomes[after][1][case]
+    tolerance = 1e-5 if case.precision == "float32" else 1e-2
+    assert found.rates == [pytest.approx(rates) for rates in expected.rates]
+    gaps = {name: float((found.weights[name] - expected.weights[name]).abs().max()) for name in expected.weights}
+    assert found.losses == pytest.approx(expected.losses, abs=tolerance)
+    assert max(gaps.values()) < tolerance, gaps

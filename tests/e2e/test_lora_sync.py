@@ -1,0 +1,153 @@
+"""Adapters reach a running engine: its policy half is the merged model, its reference half stays, little is sent."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from generator_replay import assert_replayed, load, mixed_logprobs
+
+from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2
+from pilaf_ray.engines.generator import Generator
+from pilaf_ray.engines.lora import adapter_parameters, add_adapters
+from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.weight_publishers import WeightPublisher, WeightUpdate, make_publisher
+from pilaf_ray.errors import WeightSyncError
+from pilaf_ray.types import GenerationRequest
+
+PROMPT, RESPONSE = [3, 77, 140], [8, 500, 61, 61]
+
+
+class Adapted:
+    """An engine that starts as its reference, a model with adapters, and what both should be, in transformers."""
+
+    def __init__(self, *, make: Callable[..., Path], transport: str, lora: LoraSettings, root: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self.lora = lora
+        self.folder = make(root / "base", seed=0)
+        self.base = load(self.folder)
+        self.publisher: WeightPublisher = make_publisher(
+            transport=transport, folder=root / "weights", timeout_seconds=20
+        )
+        self.generator = Generator(
+            policy_path=str(self.folder),
+            reference_path=str(self.folder),
+            dtype="float32",
+            max_model_len=256,
+            max_new_tokens=8,
+            max_num_seqs=8,
+            kv_cache_gib=0.05,
+            weight_transport=transport,
+        )
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run_until_complete(work)
+
+    def adapted(self, seed: int) -> torch.nn.Module:
+        """The base with random adapters."""
+        network = load(self.folder)
+        add_adapters(network, self.lora)
+        draw = torch.Generator().manual_seed(seed)
+        for _, parameter in adapter_parameters(network):
+            parameter.data.normal_(std=0.1, generator=draw)
+        return network.eval()
+
+    def update(self, version: int, network: torch.nn.Module) -> WeightUpdate:
+        """Publish as a learner does, and have the engine take it."""
+        ticket = self.publisher.publish(version, adapter_parameters(network), adapter_scale=self.lora.scale)
+        self.run(self.generator.update_weights(ticket, deadline_seconds=60))
+        return ticket
+
+    def close(self) -> None:
+        self.publisher.close()
+        self.run(self.generator.stop())
+        self._loop.close()
+
+
+CASES = {
+    "tied llama, gloo, part of the fused projections": (
+        make_tiny_llama,
+        "gloo",
+        LoraSettings(rank=4, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj", "up_proj")),
+    ),
+    "untied qwen2, filesystem, all linear layers": (
+        make_tiny_qwen2,
+        "filesystem",
+        LoraSettings(rank=2, alpha=2.0, dropout=0.0, targets="all-linear"),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
+    make, transport, lora = request.param
+    adapted = Adapted(make=make, transport=transport, lora=lora, root=tmp_path_factory.mktemp("run"))
+    adapted.run(adapted.generator.start())
+    yield adapted
+    adapted.close()
+
+
+def merged_by_peft(network: torch.nn.Module) -> torch.nn.Module:
+    """PEFT's own sum, in place."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+    return network
+
+
+def check(adapted: Adapted, policy: torch.nn.Module, version: int) -> None:
+    """Scores, and samples of plain, reference and mixed requests, token by token."""
+    scores = adapted.run(adapted.generator.score(PROMPT, RESPONSE))
+    rows = mixed_logprobs(policy, adapted.base, PROMPT + RESPONSE, 0.0)[len(PROMPT) - 1 : -1]
+    expected = rows.gather(1, torch.tensor(RESPONSE).unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-4, rtol=0)
+    for coefficient in (0.0, -1.0, 0.5):
+        request = GenerationRequest(
+            request_id=f"{version}-{coefficient}", prompt_token_ids=(5, 6, 7), coefficient=coefficient, seed=11
+        )
+        response = adapted.run(adapted.generator.generate(request))
+        assert_replayed(response, request, [(policy, 8)], adapted.base)
+        assert {span.version for span in response.versions} == {version}
+
+
+def test_each_update_is_added_to_the_reference_and_not_to_the_one_before(adapted: Adapted) -> None:
+    check(adapted, adapted.base, 0)
+    for version in (1, 2):
+        network = adapted.adapted(seed=version)
+        adapted.update(version, network)
+        check(adapted, merged_by_peft(network), version)
+
+
+def test_the_bytes_of_an_update_shrink_by_what_the_adapters_are_smaller(adapted: Adapted) -> None:
+    network = adapted.adapted(seed=3)
+    ticket = adapted.update(3, network)
+    layers = [m for n, m in adapted.base.named_modules() if n.endswith(tuple(_targets(adapted.lora)))]
+    adapters = sum(adapted.lora.rank * (m.in_features + m.out_features) for m in layers)
+    whole = sum(p.numel() for p in adapted.base.parameters())
+    assert ticket.num_bytes == 4 * adapters
+    print(f"an update moves {ticket.num_bytes} bytes of {4 * whole}: 1/{whole / adapters:.1f}")
+
+
+def _targets(lora: LoraSettings) -> tuple[str, ...]:
+    if lora.targets != "all-linear":
+        return lora.targets
+    return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def test_adapters_of_another_model_are_refused_and_right_ones_recover(adapted: Adapted) -> None:
+    network = adapted.adapted(seed=4)
+    foreign = ((name.replace("layers.1", "layers.7"), p) for name, p in adapter_parameters(network))
+    ticket = adapted.publisher.publish(4, foreign, adapter_scale=1.0)
+    with pytest.raises(
+        WeightSyncError, match=r"failed in phase 'load'.*adapter tensors fit no weight of the reference"
+    ):
+        adapted.run(adapted.generator.update_weights(ticket, deadline_seconds=60))
+    adapted.update(5, network)
+    check(adapted, merged_by_peft(network), 5)

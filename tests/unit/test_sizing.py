@@ -1,0 +1,88 @@
+"""Sizing tables: the numbers by hand, and the documents hold what the command prints."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from pilaf_ray import cli
+from pilaf_ray.config.loader import load_config
+from pilaf_ray.errors import ConfigError, PlacementError
+from pilaf_ray.memory import MemoryEstimate
+from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.sizing import sizing
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes are named from there."""
+    monkeypatch.chdir(ROOT)
+
+
+def printed(name: str, *overrides: str) -> str:
+    return sizing(load_config(ROOT / "configs" / f"sizing-{name}.yaml", list(overrides)), rank=16)
+
+
+@pytest.mark.parametrize("name", ["7b", "70b"])
+def test_the_documents_hold_what_the_command_prints(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"pilaf-ray sizing configs/sizing-{name}.yaml"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (shown,) = re.findall(rf"<!-- {re.escape(command)} -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert capsys.readouterr().out == shown
+    assert "would take" not in shown, "what the documents show fits"
+
+
+def test_numbers_of_7b_are_those_by_hand() -> None:
+    """bf16 weights and gradients, fp32 reduced gradients, masters and two moments, all over four ranks."""
+    layer = 4096 * (4096 + 2 * 1024 + 4096) + 3 * 4096 * 14336
+    n = 32 * (layer + 2 * 4096) + 2 * 32768 * 4096 + 4096
+    adapters = 32 * 16 * ((4096 + 4096) * 2 + (4096 + 1024) * 2 + 3 * (4096 + 14336))
+    config = load_config(ROOT / "configs" / "sizing-7b.yaml")
+    learner = {e.role: dict(e.device) for e in role_memory(config)}["learner"]
+    states = ("weights", "gradients", "reduced gradients", "master weights", "optimizer")
+    assert sum(learner[part] for part in states) == pytest.approx(n / 4 * (2 + 2 + 4 + 4 + 8))
+    lora = load_config(ROOT / "configs" / "sizing-7b.yaml", ["model.lora={rank: 16, alpha: 32}"])
+    adapted = {e.role: dict(e.device) for e in role_memory(lora)}["learner"]
+    assert sum(adapted[part] for part in states) == pytest.approx((n * 2 + adapters * (2 + 2 + 4 + 4 + 8)) / 4)
+    text = printed("7b")
+    assert f"{2 * n / GIB:.1f} GiB to each generator, with adapters of rank 16 {2 * adapters / GIB:.2f} GiB" in text
+    assert f"1/{n / adapters:.0f}." in text
+
+
+def test_what_does_not_fit_is_said() -> None:
+    nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
+    text = printed("7b", nodes)
+    assert "with every weight: generator would take 72 GiB of a GPU that has 40: raise generation.tensor" in text
+    assert "with adapters: generator would take" in text
+    with pytest.raises(PlacementError, match="needs 1 GPU"):
+        printed("7b", "learner.ranks=6")
+    with pytest.raises(ConfigError, match=r"resources\.nodes: describe the cluster"):
+        printed("7b", "resources.nodes=[]")
+
+
+def test_whole_weights_in_host_memory_are_counted_once_a_group() -> None:
+    estimate = MemoryEstimate(
+        role="learner", device=(), host=(("loading", 4.0), ("checkpoint", 2.0)), first_only=("checkpoint",)
+    )
+    assert [estimate.host_bytes_of(replica) for replica in (0, 1)] == [6.0, 4.0]
+    room = 4 * 27.0 + 3 * 13.5  # loading on four ranks, and on the first what is sent, saved and, by gloo, packed
+    for memory_gib, fits in ((room + 20, True), (room - 20, False)):
+        config = load_config(
+            ROOT / "configs" / "sizing-7b.yaml",
+            [
+                f"resources.nodes=[{{count: 1, gpus: 8, cpus: 96, memory_gib: {memory_gib}, gpu_memory_gib: 80}}]",
+                "weights.transport=gloo",
+            ],
+        )
+        found = memory_shortfalls(config, role_memory(config), plan_on(config, planned_nodes(config)))
+        assert (found == ()) is fits, found
