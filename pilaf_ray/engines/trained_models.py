@@ -163,8 +163,8 @@ class TrainedScalarHead(TrainingEngine):
         saved = json.loads(file.read_text()) if file.exists() else 1
         if saved != self._heads:
             raise CheckpointError(
-                f"{folder}: trained with {self._setting}.heads: {saved}; now it is: {self._heads}: go on with the same, "
-                "or start a new run"
+                f"{folder}: trained with {self._setting}.heads: {saved}; now it is: {self._heads}: go on with the "
+                "same, or start a new run"
             )
         return super().load(folder)
 
