@@ -1,7 +1,8 @@
 """Faults in a running job, and what became of it: `python -m benchmarks.chaos --minutes 20 --seed 1`.
 
 Starts a run on the tiny model, and at seeded, random moments kills (SIGKILL), stops (SIGSTOP, for good; the
-controller for ten seconds) or breaks (an exception) a role that is chosen at random. After each fault it waits
+controller for ten seconds), starves (the kernel kills it for want of memory, where control groups may be made) or
+breaks (an exception) a role that is chosen at random. After each fault it waits
 until the role is back and a further step is done, and reads the ledger. At the end it asks the run to stop,
 resumes it for two more steps and checks the whole: no step missing or twice, batches complete, labels neither
 lost nor doubled, the ledger adds up.
@@ -25,6 +26,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import out_of_memory
+
 ROOT = Path(__file__).parents[1]
 # Role: how its process is called; what events.jsonl says when it is back.
 ROLES = {
@@ -36,7 +39,7 @@ ROLES = {
     "learner": ("ray::_Learner", "learner rebuilt"),
     "controller": ("", "roles ready"),
 }
-FAULTS = ("SIGKILL", "SIGSTOP", "exception")
+FAULTS = ("SIGKILL", "SIGSTOP", "exception", *(("out of memory",) if out_of_memory.available() else ()))
 # The learner's process title names the call that it is in.
 PHASES = {"train_step": "training", "publish": "weight sync", "policy_logprobs": "weight sync", "save": "checkpoint"}
 STOPPED_CONTROLLER_SECONDS = 10.0
@@ -109,6 +112,8 @@ class Job:
         """Do it."""
         if fault == "exception":
             (self._orders / str(process.pid)).touch()
+        elif fault == "out of memory":
+            out_of_memory.starve(process.pid)
         else:
             process.send_signal(getattr(signal, fault))
 

@@ -4,15 +4,16 @@ import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Form, HTTPException, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from pilaf_ray.config.oracle import HumanOracleConfig
-from pilaf_ray.console.access import AccessBook, AccessRole
+from pilaf_ray.console.access import AccessBook
 from pilaf_ray.console.desk_access import DeskAccess
+from pilaf_ray.console.entrance import entrance
 from pilaf_ray.console.guard import Guard, RateLimit
 from pilaf_ray.console.label_pages import label_pages, lead_pages
 from pilaf_ray.console.labelling import Labelling
@@ -20,11 +21,9 @@ from pilaf_ray.console.ledger_reader import LedgerReader
 from pilaf_ray.console.pages import dashboard
 from pilaf_ray.console.records import RunRecords
 from pilaf_ray.console.rendering import HERE, Pages
-from pilaf_ray.console.visitors import COOKIE, Doorkeeper
+from pilaf_ray.console.visitors import Doorkeeper
 from pilaf_ray.errors import PilafError
 from pilaf_ray.store.location import ledger_location
-
-COOKIE_SECONDS = 30 * 24 * 3600
 
 
 def is_loopback(host: str) -> bool:
@@ -74,7 +73,6 @@ def create_app(
     doors = Doorkeeper(AccessBook(run / "access.json"), open_to_viewers=is_loopback(host))
     settings = human_settings(records.config["oracle"])
     pages = Pages(records, labelling=desk is not None and settings is not None)
-    failures = RateLimit(per_second=0.2, burst=10)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -91,32 +89,7 @@ def create_app(
         app.include_router(label_pages(labelling, pages, doors))
         app.include_router(lead_pages(labelling, pages, doors))
 
-    @app.get("/enter", response_class=HTMLResponse)
-    def ask(request: Request) -> HTMLResponse:
-        return pages.show(request, None, "enter.html.j2", problem="")
-
-    @app.post("/enter")
-    def enter(request: Request, token: Annotated[str, Form(max_length=200)]) -> Response:
-        client = request.client.host if request.client else ""
-        grant = doors.book.find(token.strip())
-        if grant is None:
-            if failures.wait_seconds(client) > 0:
-                raise HTTPException(429, "too many wrong tokens; wait a little")
-            problem = "This token is not valid; ask whoever runs the training for a new one."
-            return pages.show(request, None, "enter.html.j2", code=401, problem=problem)
-        home = "/label" if grant.role is AccessRole.ANNOTATOR else "/"
-        answer = RedirectResponse(home, 303)
-        answer.set_cookie(
-            COOKIE, token.strip(), max_age=COOKIE_SECONDS, httponly=True, samesite="strict",
-            secure=request.url.scheme == "https",
-        )  # fmt: skip
-        return answer
-
-    @app.post("/leave")
-    def leave() -> Response:
-        answer = RedirectResponse("/enter", 303)
-        answer.delete_cookie(COOKIE)
-        return answer
+    app.include_router(entrance(pages, doors))
 
     @app.exception_handler(PilafError)
     def trouble(request: Request, error: PilafError) -> Response:
