@@ -34,6 +34,7 @@ def reward_arguments(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "betas": tuple(reward.adam_betas),
         "max_grad_norm": reward.max_grad_norm,
         "micro_batch_tokens": reward.micro_batch_tokens,
+        "heads": reward.heads,
         "centering": reward.centering,
         "pooling": reward.pooling,
         "layers": reward.layers,

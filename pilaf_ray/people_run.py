@@ -19,6 +19,8 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console.access import AccessBook, AccessRole
 from pilaf_ray.oracle.human import HumanOracle, HumanRules
 from pilaf_ray.oracle.mixture import LabelSource, MixtureOracle, MixtureRules
+from pilaf_ray.pipeline.disagreement import HeadDisagreement
+from pilaf_ray.pipeline.ports import RewardScorer
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.store.inbox import NAME as INBOX
 from pilaf_ray.store.records import HUMAN
@@ -55,9 +57,18 @@ async def start_machine(
 
 
 async def ask_people(
-    config: RunConfig, folder: RunFolder, launcher: RoleLauncher, store: StoreHandle, scorer: OraclePool
+    config: RunConfig,
+    folder: RunFolder,
+    launcher: RoleLauncher,
+    store: StoreHandle,
+    scorer: OraclePool,
+    reward: RewardScorer | None,
 ) -> OraclePool | PeoplePool:
-    """The oracle as the pipeline sees it: ``scorer`` itself, or people, a judge or both with ``scorer`` beside them."""
+    """The oracle as the pipeline sees it: ``scorer`` itself, or people, a judge or both with ``scorer`` beside them.
+
+    Args:
+        reward: r̂, whose heads may say which pairs go to people.
+    """
     settings = config.oracle
     if isinstance(settings, FunctionOracleConfig | RewardModelOracleConfig):
         return scorer
@@ -75,9 +86,12 @@ async def ask_people(
             rules=MixtureRules(
                 share=settings.share,
                 margin=settings.margin,
+                disagreement=settings.disagreement,
+                disagreement_window=settings.disagreement_window,
                 people_budget=settings.people_budget,
                 machine_budget=settings.machine_budget,
             ),
+            disagreement=HeadDisagreement(reward) if reward is not None and settings.disagreement is not None else None,
             people_spent=spent.get(HUMAN, 0),
             machine_spent=sum(count for source, count in spent.items() if source != HUMAN),
         )

@@ -67,7 +67,7 @@ async def start_roles(
         launcher.store(location.url, location.namespace),
         _reward(config, folder, launcher),
     )
-    labels = await ask_people(config, folder, launcher, store, oracle)
+    labels = await ask_people(config, folder, launcher, store, oracle, reward)
     return Roles(
         generators=generators,
         reference=reference,

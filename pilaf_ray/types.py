@@ -317,6 +317,8 @@ class RewardScores:
 
     version: int
     values: tuple[float, ...]
+    heads: tuple[tuple[float, ...], ...] = ()
+    """What each head gave each response, where there are several; ``values`` are their means."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -218,6 +218,10 @@ class MixtureOracleConfig(Section):
     """Share of all pairs that people audit, drawn by lot."""
     margin: float | None = Field(default=None, gt=0)
     """People also get pairs whose rewards differ by less, in log-odds, or on which a judge ties; null asks no rule."""
+    disagreement: float | None = Field(default=None, gt=0, lt=1)
+    """People also get this share of pairs, those on which r̂'s heads disagree most; needs reward_model.heads ≥ 2."""
+    disagreement_window: int = Field(default=256, ge=8)
+    """How many of the newest pairs a pair's disagreement is compared with."""
     people_budget: int | None = Field(default=None, ge=0)
     """Most labels from people."""
     machine_budget: int | None = Field(default=None, ge=0)

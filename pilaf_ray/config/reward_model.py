@@ -54,6 +54,8 @@ class RewardModelSection(Section):
     """AdamW moments."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
+    heads: int = Field(default=1, ge=1, le=64)
+    """Scalar heads on one trunk, each with a bootstrap of the pairs of its own; r̂ is their mean."""
     centering: float = Field(default=0.0, ge=0)
     """Strength of the penalty on r̂(a) + r̂(b), which pulls the open constant of each prompt to 0."""
     layers: int | None = Field(default=None, ge=1)

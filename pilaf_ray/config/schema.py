@@ -23,7 +23,13 @@ from pilaf_ray.config.limits import (
     step_limit,
 )
 from pilaf_ray.config.model import ModelSection
-from pilaf_ray.config.oracle import FunctionOracleConfig, OracleConfig, RewardModelOracleConfig, ScoringOracleConfig
+from pilaf_ray.config.oracle import (
+    FunctionOracleConfig,
+    MixtureOracleConfig,
+    OracleConfig,
+    RewardModelOracleConfig,
+    ScoringOracleConfig,
+)
 from pilaf_ray.config.prompts import PromptsSection
 from pilaf_ray.config.resources import ResourcesSection
 from pilaf_ray.config.reward_model import RewardModelSection
@@ -219,6 +225,16 @@ class RunConfig(Section):
     def _sampler_fits(self) -> Self:
         exact = self.generation.temperature == 1 and self.generation.top_p == 1
         check_sampler(self.sampler, loss_beta=self.algorithm.beta, oracle=self.oracle, exact_sampling=exact)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_can_disagree(self) -> Self:
+        heads = 0 if self.reward_model is None else self.reward_model.heads
+        if isinstance(self.oracle, MixtureOracleConfig) and self.oracle.disagreement is not None and heads < 2:
+            raise ValueError(
+                "oracle.disagreement compares the heads of a reward model that is trained in the run: "
+                "set reward_model.heads to 2 or more, e.g. 8, or leave oracle.disagreement out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,8 @@ from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.scalar_head import response_mean, same_vocabulary
 from pilaf_ray.engines.trained_models import TrainedScalarHead
 from pilaf_ray.errors import NonFiniteLossError
-from pilaf_ray.losses.bradley_terry import bradley_terry_loss
+from pilaf_ray.losses.bradley_terry import bootstrapped_loss
+from pilaf_ray.sampling.identity import bootstrap_weights
 from pilaf_ray.types import LabeledPair, Prompt, RewardScores, RewardStepResult, ScoringItem, TokenPair
 
 
@@ -32,6 +33,7 @@ class RewardLearner(LearnerRank):
         model_path: a language model, which gets a new scalar head, or a reward model.
         policy_path: whose tokens responses are given in.
         head_learning_rate: of the scalar head; that of the rest when left out.
+        heads: on one trunk, each with a bootstrap of the pairs of its own; scores are their means.
         centering: strength of the penalty on r̂(a) + r̂(b), see ``losses/bradley_terry.py``.
         pooling: score at the last token, or the mean over a response's tokens.
         layers: keep only so many of the first layers.
@@ -54,6 +56,7 @@ class RewardLearner(LearnerRank):
         betas: tuple[float, float] = (0.9, 0.95),
         max_grad_norm: float = 1.0,
         micro_batch_tokens: int,
+        heads: int = 1,
         centering: float = 0.0,
         pooling: Literal["last_token", "mean"] = "last_token",
         layers: int | None = None,
@@ -66,7 +69,7 @@ class RewardLearner(LearnerRank):
     ) -> None:
         super().__init__("reward", **place)
         self._pooling = pooling
-        self._version, self._centering = 0, centering
+        self._version, self._heads, self._centering = 0, heads, centering
         self._retokenize = (
             None
             if same_vocabulary(policy_path, model_path)
@@ -78,6 +81,7 @@ class RewardLearner(LearnerRank):
             layers=layers,
             trainable_layers=trainable_layers,
             head_learning_rate=head_learning_rate,
+            heads=heads,
             gradient_checkpointing=gradient_checkpointing,
             rank=self._rank,
             world_size=self._world_size,
@@ -114,14 +118,15 @@ class RewardLearner(LearnerRank):
                 pairs, weight = group or [0], 1.0 if group else 0.0
                 rewards = self._forward([items[side] for pair in pairs for side in (2 * pair, 2 * pair + 1)])
                 probability = rewards.new_tensor([batch[pair].probability for pair in pairs])
-                outputs = bradley_terry_loss(rewards[0::2], rewards[1::2], probability, centering=self._centering)
-                check("loss", outputs.loss)
+                drawn = rewards.new_tensor([bootstrap_weights(batch[pair].pair_id, self._heads) for pair in pairs])
+                pair_loss = bootstrapped_loss(rewards, probability, drawn, centering=self._centering)
+                check("loss", pair_loss)
                 importance = rewards.new_tensor([batch[pair].pair.loss_weight for pair in pairs])
-                total = (outputs.loss * importance).sum() * weight / len(batch)
+                total = (pair_loss * importance).sum() * weight / len(batch)
                 self._engine.backward(total, last=number == len(groups) - 1)
                 loss += float(total.detach())
                 places += group
-                margins += (rewards[0::2] - rewards[1::2]).tolist()[: len(group)]
+                margins += (rewards[0::2] - rewards[1::2]).mean(dim=1).tolist()[: len(group)]
             grad_norm = self._engine.step()
             check("gradient", grad_norm)
             self._version += 1
@@ -141,14 +146,17 @@ class RewardLearner(LearnerRank):
             places: list[int] = []
             values: list[float] = []
             for group in self._engine.share(self._batches.groups(tokens)):
-                values += self._forward([tokens[i] for i in group or [0]]).tolist()[: len(group)]
-                places += group
-            scores = self._engine.gather(places, values, count=len(items))
+                rows = self._forward([tokens[i] for i in group or [0]])[: len(group)]
+                values += rows.flatten().tolist()
+                places += [item * self._heads + head for item in group for head in range(self._heads)]
+            scores = self._engine.gather(places, values, count=len(items) * self._heads)
         if not all(map(math.isfinite, scores)):
             raise NonFiniteLossError(
                 f"reward model, version {self._version}: a score is not finite. Lower reward_model.learning_rate"
             )
-        return RewardScores(version=self._version, values=tuple(scores))
+        heads = tuple(tuple(scores[i : i + self._heads]) for i in range(0, len(scores), self._heads))
+        means = tuple(sum(row) / self._heads for row in heads)
+        return RewardScores(version=self._version, values=means, heads=heads if self._heads > 1 else ())
 
     def _pair_groups(self, items: Sequence[TokenPair]) -> list[list[int]]:
         """Micro-batches of pairs: their two sides stand next to each other in ``items``."""
@@ -160,10 +168,11 @@ class RewardLearner(LearnerRank):
         return micro_batches(lengths, rows_per_item=2, max_tokens=self._max_tokens)
 
     def _forward(self, tokens: Sequence[TokenPair]) -> Tensor:
+        """Scores of responses, shape (responses, heads)."""
         batch = self._batches.collate(tokens).to(self._engine.device)
         if self._pooling == "mean":
-            return response_mean(self._engine, batch)
-        return self._engine(batch, batch.end_row, batch.end_position)
+            return response_mean(self._engine, batch).view(-1, self._heads)
+        return self._engine(batch, batch.end_row, batch.end_position).view(-1, self._heads)
 
     def _tokens(self, prompt: Prompt, token_ids: tuple[int, ...], text: str) -> TokenPair:
         if self._retokenize is None:

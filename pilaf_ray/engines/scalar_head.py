@@ -15,14 +15,14 @@ from pilaf_ray.errors import ModelError
 
 
 class ScalarHeadModel(nn.Module):
-    """A Hugging Face sequence-classification decoder with one output, read at any token."""
+    """A Hugging Face sequence-classification decoder with one output, or several heads for one, read at any token."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, batch: SequenceBatch, rows: Tensor, positions: Tensor) -> Tensor:
-        """The head's output in fp32 at the given places, shape (places,).
+        """The head's output in fp32 at the given places, shape (places,); with several heads (places, heads).
 
         Args:
             batch: what the decoder reads.
@@ -31,14 +31,14 @@ class ScalarHeadModel(nn.Module):
         """
         network: Any = self.network
         hidden = last_hidden_states(self.network, batch)[rows, positions]
-        values: Tensor = network.score(hidden)[:, 0].float()
-        return values
+        values: Tensor = network.score(hidden).float()
+        return values[:, 0] if values.shape[1] == 1 else values
 
 
 def response_mean(
     model: Callable[[SequenceBatch, Tensor, Tensor], Tensor], batch: SequenceBatch
-) -> Float[Tensor, "sequence"]:
-    """Mean of the head's output over the tokens of each response."""
+) -> Float[Tensor, "sequence *head"]:
+    """Mean of each head's output over the tokens of each response."""
     # Where a response's next token is predicted from, there stands the token before it; only the last is missing.
     later = torch.ones_like(batch.token_sequence, dtype=torch.bool)
     later[1:] = batch.token_sequence[1:] == batch.token_sequence[:-1]
@@ -48,11 +48,12 @@ def response_mean(
     order = torch.arange(batch.sequences, device=rows.device)
     owner = torch.cat([batch.token_sequence[later], order])
     values = model(batch, rows, positions)
-    return values.new_zeros(batch.sequences).index_add(0, owner, values) / torch.bincount(owner)
+    sums = values.new_zeros(batch.sequences, *values.shape[1:]).index_add(0, owner, values)
+    return sums / torch.bincount(owner).view(-1, *[1] * (values.ndim - 1))
 
 
 def load_scalar_head(
-    path: str, *, setting: str, layers: int | None = None, trainable_layers: int | None = None
+    path: str, *, setting: str, layers: int | None = None, trainable_layers: int | None = None, heads: int = 1
 ) -> nn.Module:
     """A decoder with a scalar head, in fp32; a new head is zero, so that every text is worth the same.
 
@@ -61,6 +62,7 @@ def load_scalar_head(
         setting: the section of the configuration that names it, e.g. ``"reward_model"``.
         layers: keep only so many of the first layers; the saved model has no more.
         trainable_layers: train only so many of the last layers, the last norm and the head.
+        heads: begin so many heads as copies of the one.
 
     Raises:
         ModelError: in one line.
@@ -81,11 +83,21 @@ def load_scalar_head(
     if "score.weight" in found["missing_keys"]:
         # A head that is drawn would start with opinions, as large as those that are to be learned.
         nn.init.zeros_(network.score.weight)
+    if heads > 1:
+        _multiply(network, heads)
     if layers is not None:
         _cut(network, layers)
     if trainable_layers is not None:
         _freeze(network, trainable_layers)
     return network  # type: ignore[no-any-return]
+
+
+def _multiply(network: Any, heads: int) -> None:
+    """So many copies of the head, side by side."""
+    head = network.score
+    network.score = nn.Linear(head.in_features, heads, bias=head.bias is not None)
+    for copies, one in zip(network.score.parameters(), head.parameters(), strict=True):
+        copies.data = one.detach().repeat(heads, *[1] * (one.ndim - 1))
 
 
 def _stack(network: Any) -> nn.ModuleList:

@@ -1,5 +1,6 @@
 """The two kinds of network that learners train: a policy, and a decoder with a scalar head."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logpr
 from pilaf_ray.engines.training_engine import TrainingEngine
 from pilaf_ray.errors import CheckpointError
 from pilaf_ray.types import TokenPair
+
+HEADS = "heads.json"
+"""In a checkpoint of several heads: how many."""
 
 
 class TrainedPolicy(TrainingEngine):
@@ -109,12 +113,16 @@ class TrainedPolicy(TrainingEngine):
 class TrainedScalarHead(TrainingEngine):
     """A reward or value model; called with a batch and places, it gives the head's output there.
 
+    Several heads are handed out and saved as the one that gives their mean: again a linear head, and so an
+    ordinary reward model.
+
     Args:
         model_path: a language model, which gets a new head, or a reward model.
         setting: the section of the configuration that names it, for messages.
         layers: keep only so many of the first layers.
         trainable_layers: train only so many of the last layers and the head; all when left out.
         head_learning_rate: of the head; that of the rest when left out.
+        heads: so many heads instead of one.
         gradient_checkpointing: compute activations again instead of keeping them.
         settings: of :class:`TrainingEngine`.
     """
@@ -128,17 +136,42 @@ class TrainedScalarHead(TrainingEngine):
         trainable_layers: int | None,
         head_learning_rate: float | None,
         gradient_checkpointing: bool,
+        heads: int = 1,
         **settings: Any,
     ) -> None:
-        network: Any = load_scalar_head(model_path, setting=setting, layers=layers, trainable_layers=trainable_layers)
+        network: Any = load_scalar_head(
+            model_path, setting=setting, layers=layers, trainable_layers=trainable_layers, heads=heads
+        )
+        self._heads, self._setting = heads, setting
         if gradient_checkpointing:
             _checkpoint_gradients(network)
         head = list(network.score.parameters())
         super().__init__(ScalarHeadModel(network), head=head, head_learning_rate=head_learning_rate, **settings)
 
     def per_token(self, batch: SequenceBatch) -> Tensor:
-        """The head's output before each response token, shape (response tokens of the batch,)."""
+        """The head's output before each response token, shape (response tokens of the batch,); with heads behind it."""
         return self(batch, batch.token_row, batch.token_position)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As of every network, with the mean of several heads for the head."""
+        for name, weight in super().named_weights():
+            yield name, weight.mean(0, keepdim=True) if self._heads > 1 and name.startswith("score.") else weight
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """As :meth:`TrainingEngine.load`; raises CheckpointError where the checkpoint has another number of heads."""
+        file = folder / HEADS
+        saved = json.loads(file.read_text()) if file.exists() else 1
+        if saved != self._heads:
+            raise CheckpointError(
+                f"{folder}: trained with {self._setting}.heads: {saved}; now it is: {self._heads}: go on with the "
+                "same, or start a new run"
+            )
+        return super().load(folder)
+
+    def _save(self, folder: Path, state: dict[str, Any]) -> None:
+        super()._save(folder, state)
+        if self._heads > 1 and self.rank == 0:
+            (folder / HEADS).write_text(json.dumps(self._heads))
 
 
 def _checkpoint_gradients(network: nn.Module) -> None:

@@ -40,6 +40,28 @@ def bradley_terry_loss(
     )
 
 
+def bootstrapped_loss(
+    rewards: Float[Tensor, "side head"],
+    probability: Float[Tensor, "pair"],
+    weights: Float[Tensor, "pair head"],
+    *,
+    centering: float = 0.0,
+) -> Float[Tensor, "pair"]:
+    """Mean over heads of each pair's :func:`bradley_terry_loss`, times how often the head's bootstrap drew the pair.
+
+    Args:
+        rewards: of side a and side b of each pair in turn.
+        probability: P(a ≻ b) of each pair.
+        weights: of each pair for each head; ones for a single head.
+        centering: of :func:`bradley_terry_loss`.
+    """
+    losses = [
+        bradley_terry_loss(a, b, probability, centering=centering).loss
+        for a, b in zip(rewards[0::2].unbind(1), rewards[1::2].unbind(1), strict=True)
+    ]
+    return (torch.stack(losses, dim=1) * weights).mean(dim=1)
+
+
 def pair_accuracy(margin: Float[Tensor, "pair"], probability: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
     """1 where the sign of r_a − r_b agrees with the label, 0 where not, ½ for a tie of either."""
     return 0.5 * (1.0 + torch.sign(margin) * torch.sign(probability - 0.5))

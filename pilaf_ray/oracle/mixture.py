@@ -1,7 +1,9 @@
 """Some pairs to people, the rest to a machine; the machine also stands in where people do not answer in time."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,9 +31,31 @@ class MixtureRules:
     """Random audit: this share of all pairs, drawn from each pair's identity."""
     margin: float | None = None
     """Also pairs on which the machine's two rewards differ by less than this, or its label is a tie."""
+    disagreement: float | None = None
+    """Also this share of pairs, those on which the heads of r̂ disagree most; see :class:`TopShare`."""
+    disagreement_window: int = 256
+    """The newest so many pairs are compared."""
     people_budget: int | None = None
     machine_budget: int | None = None
     """Most labels from each; no limit with None."""
+
+
+class TopShare:
+    """Whether a number is among the largest ``share`` of the newest ``window``, itself included.
+
+    It needs no scale: what is a large disagreement changes as r̂ learns. Numbers that are all alike are none of
+    them large, and nothing is before 1/share of them have been seen.
+    """
+
+    def __init__(self, share: float, window: int) -> None:
+        self._share = share
+        self._newest: deque[float] = deque(maxlen=max(window, math.ceil(1 / share)))
+
+    def take(self, number: float) -> bool:
+        """Remember ``number``; whether it is among the largest."""
+        self._newest.append(number)
+        as_large = sum(other >= number for other in self._newest)
+        return as_large <= self._share * len(self._newest)
 
 
 class MixtureOracle:
@@ -40,6 +64,7 @@ class MixtureOracle:
     A machine's label is asked for first where the margin decides, and otherwise only where it is used.
 
     Args:
+        disagreement: of the heads of r̂ on a pair, in log-odds; asked where there is a rule on it.
         people_spent, machine_spent: labels that an earlier attempt of the run has spent.
     """
 
@@ -49,10 +74,14 @@ class MixtureOracle:
         people: LabelSource,
         machine: LabelSource,
         rules: MixtureRules,
+        disagreement: Callable[[ResponsePair], Awaitable[float]] | None = None,
         people_spent: int = 0,
         machine_spent: int = 0,
     ) -> None:
         self._people, self._machine, self._rules = people, machine, rules
+        assert (disagreement is None) == (rules.disagreement is None), "the rule and what it is about come together"
+        self._disagreement = disagreement
+        self._most = None if rules.disagreement is None else TopShare(rules.disagreement, rules.disagreement_window)
         self.people_spent, self.machine_spent = people_spent, machine_spent
 
     async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
@@ -62,6 +91,8 @@ class MixtureOracle:
     async def _one(self, pair: ResponsePair) -> PreferenceLabel:
         first: PreferenceLabel | None = None
         wanted = derive_uniform(pair.plan.pair_id, "audit") < self._rules.share
+        if not wanted and self._disagreement is not None and self._most is not None and self._people_left:
+            wanted = self._most.take(await self._disagreement(pair))
         if not wanted and self._rules.margin is not None and self._machine_left:
             first = await self._ask_machine(pair)
             wanted = self._is_close(first)

@@ -68,6 +68,17 @@ def test_rollouts_need_the_policys_own_log_probabilities() -> None:
         load_config(QUICKSTART, [*overrides, "generation.temperature=0.7"])
 
 
+def test_a_rule_on_disagreement_needs_heads_that_can() -> None:
+    mixture = "oracle={type: mixture, machine: {type: function, target: 'pilaf_ray.oracle.sentiment:score'}"
+    overrides = [f"{mixture}, disagreement: 0.1}}", "evaluation.oracle={type: function, target: 'm:f'}"]
+    for reward_model in ([], ["reward_model={}"]):
+        with pytest.raises(ConfigError, match=r"oracle\.disagreement compares the heads") as caught:
+            load_config(QUICKSTART, [*overrides, *reward_model])
+        assert "set reward_model.heads to 2 or more" in str(caught.value) and "\n" not in str(caught.value)
+    assert load_config(QUICKSTART, [*overrides, "reward_model.heads=2"]).reward_model is not None
+    assert load_config(QUICKSTART, [f"{mixture}}}", overrides[1]]).reward_model is None
+
+
 def test_missing_file_is_said() -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         load_config(Path("nowhere.yaml"))
