@@ -11,7 +11,7 @@ class PromptSourceConfig(Section):
     """Where prompts come from."""
 
     path: str
-    """A .jsonl, .csv or .parquet file, a glob or URL of such but .csv, a hub data set, or builtin:reviews/SPLIT."""
+    """A file (.jsonl, .csv, .parquet), glob, URL or hub data set; or builtin:reviews/train, …/evaluation, …/final."""
     column: str = "prompt"
     """Column that holds the prompt text."""
     split: str = "train"
