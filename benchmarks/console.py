@@ -37,7 +37,6 @@ STEP_SECONDS = 5.0
 BATCH = 64
 PATHS = (
     "/",
-    "/numbers",
     "/roles",
     "/samples",
     "/pairs",
@@ -202,14 +201,13 @@ def burn(done: "Synchronized[int]") -> None:
 
 
 def watch(clients: int) -> None:
-    """``clients`` open overviews: the live stream, and the figures again after each event, as the page does it."""
+    """``clients`` open overviews: the page, and the live stream that it then listens to."""
 
     async def viewer(http: httpx.AsyncClient) -> None:
         await http.get("/")
         async with http.stream("GET", "/live") as stream:
-            async for line in stream.aiter_lines():
-                if line == "event: changed":
-                    await http.get("/numbers")
+            async for _ in stream.aiter_bytes():
+                pass
 
     async def everyone() -> None:
         limits = httpx.Limits(max_connections=2 * clients)

@@ -4,9 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -22,6 +24,9 @@ from pilaf_ray.console.visitors import Doorkeeper, Visitor
 from pilaf_ray.observability.metric_table import METRICS
 
 POLL_SECONDS = 1.0
+QUIET_SECONDS = 10.0
+"""Figures that nothing has changed are sent so often, because they say how long ago things were."""
+FIGURES = "_figures.html.j2"
 AGE_STEPS = 50
 SAMPLE_PROMPTS = 12
 STATES = ("planned", "sampled", "labeled", "trained", "abstained", "rejected", "expired")
@@ -38,6 +43,7 @@ def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
 def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Doorkeeper) -> APIRouter:
     """The run as a whole, and the live stream behind it."""
     router = APIRouter()
+    values = partial(_figures, records, ledger)
     see = Annotated[Visitor, Depends(doors.allow(lambda role: role.may_view))]
 
     @router.get("/", response_class=HTMLResponse)
@@ -47,17 +53,12 @@ def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
         keys = dict.fromkeys(key for row in records.metrics[-50:] for key, value in row.items() if value is not None)
         in_flight = (records.bound + 1) * records.batch_pairs
         shown = charts_for(keys, bound=records.bound, in_flight=in_flight)
-        figures = pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger))
-        return pages.show(request, visitor, "overview.html.j2", charts=shown, numbers=figures)
-
-    @router.get("/numbers", response_class=HTMLResponse)
-    def numbers(visitor: see) -> HTMLResponse:
-        records.refresh()
-        return HTMLResponse(pages.shared("_numbers.html.j2", lambda: _numbers(records, ledger)))
+        return pages.show(request, visitor, "overview.html.j2", charts=shown, figures=pages.shared(FIGURES, values))
 
     @router.get("/live", response_class=EventSourceResponse)
     async def live(request: Request, visitor: see) -> AsyncIterator[ServerSentEvent]:
-        generation, sent, events = -1, 0, -1.0
+        generation, sent, again = -1, 0, 0.0
+        stamp: tuple[float, ...] = ()
         while not await request.is_disconnected():
             records.refresh()
             if records.generation != generation:
@@ -66,10 +67,11 @@ def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
             elif sent < len(records.metrics):
                 rows, sent = records.metrics[sent:], len(records.metrics)
                 yield ServerSentEvent(event="rows", data=columns(rows))
-            newest = float(records.events[-1]["time"]) if records.events else 0.0
-            if newest != events:
-                events = newest
-                yield ServerSentEvent(event="changed", data=newest)
+            # Ready figures go out with the stream: a request of every viewer after every step would cost far more.
+            if records.stamp != stamp or time.monotonic() > again:
+                stamp, again = records.stamp, time.monotonic() + QUIET_SECONDS
+                figures = pages.kept(FIGURES) or await run_in_threadpool(pages.shared, FIGURES, values)
+                yield ServerSentEvent(event="figures", data=figures)
             await asyncio.sleep(POLL_SECONDS)
 
     @router.get("/roles", response_class=HTMLResponse)
@@ -137,7 +139,7 @@ def pair_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: D
     return router
 
 
-def _numbers(records: RunRecords, ledger: LedgerReader) -> dict[str, Any]:
+def _figures(records: RunRecords, ledger: LedgerReader) -> dict[str, Any]:
     """What the overview says in figures."""
     counts = ledger.counts()
     step = int(records.latest.get("step", 0))

@@ -127,6 +127,11 @@ class RunRecords:
         return int(self.config["learner"]["batch_pairs"])
 
     @property
+    def stamp(self) -> tuple[float, ...]:
+        """Another one after each step and each event."""
+        return self.generation, len(self.metrics), float(self.events[-1]["time"]) if self.events else 0.0
+
+    @property
     def latest(self) -> dict[str, Any]:
         """The newest line of metrics, empty before the first."""
         return self.metrics[-1] if self.metrics else {}

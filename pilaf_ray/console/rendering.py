@@ -33,7 +33,7 @@ class Pages:
     def __init__(self, records: RunRecords, *, labelling: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._sharing = Lock()
-        self._shared: dict[str, tuple[float, Markup]] = {}
+        self._shared: dict[str, tuple[tuple[float, ...], float, Markup]] = {}
         self._records = records
         self._labelling = labelling
         self._environment = Environment(
@@ -53,13 +53,19 @@ class Pages:
         text = self._render(template, values | {"visitor": visitor, "path": request.url.path})
         return HTMLResponse(text, status_code=code)
 
+    def kept(self, template: str) -> Markup | None:
+        """What :meth:`shared` has and would give, without waiting for anything."""
+        stamp, until, text = self._shared.get(template, ((), 0.0, Markup()))
+        return text if stamp == self._records.stamp and self._clock() < until else None
+
     def shared(self, template: str, values: Callable[[], Mapping[str, Any]]) -> Markup:
-        """A part that says the same to every visitor: made once a second, however many look."""
+        """A part that says the same to every visitor: made anew when the run has news, else once a second."""
         with self._sharing:
-            until, text = self._shared.get(template, (0.0, Markup()))
-            if self._clock() >= until:
+            text = self.kept(template)
+            if text is None:
+                stamp = self._records.stamp
                 text = Markup(self._render(template, values()))
-                self._shared[template] = self._clock() + SHARED_SECONDS, text
+                self._shared[template] = stamp, self._clock() + SHARED_SECONDS, text
             return text
 
     def _render(self, template: str, values: Mapping[str, Any]) -> str:

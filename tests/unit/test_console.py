@@ -20,7 +20,7 @@ from pilaf_ray.console.rendering import Pages
 from pilaf_ray.errors import AccessError, RunFolderError
 from pilaf_ray.observability.sinks import JsonlSink
 
-PAGES = ("/", "/numbers", "/roles", "/pairs", "/pairs/pair-0", "/samples")
+PAGES = ("/", "/roles", "/pairs", "/pairs/pair-0", "/samples")
 
 
 @pytest.fixture
@@ -251,8 +251,10 @@ def test_the_attack_is_what_the_model_said(run: Path) -> None:
 
 
 def test_what_all_visitors_share_is_made_once_a_second(tmp_path: Path) -> None:
-    now, made = [10.0], []
-    pages = Pages(RunRecords(make_run(tmp_path / "run")), labelling=False, clock=lambda: now[0])
+    now, made = [10.0], list[float]()
+    run = make_run(tmp_path / "run")
+    records = RunRecords(run)
+    pages = Pages(records, labelling=False, clock=lambda: now[0])
 
     def values() -> dict[str, object]:
         made.append(now[0])
@@ -262,6 +264,12 @@ def test_what_all_visitors_share_is_made_once_a_second(tmp_path: Path) -> None:
     for now[0] in (10.0, 10.9, 11.0, 11.5):
         texts.append(pages.shared("problem.html.j2", values))
     assert made == [10.0, 11.0] and texts[0] == texts[1] and "&lt;b&gt;11" in texts[2]
+    # News is told at once.
+    JsonlSink(run / "metrics.jsonl").write(metrics_row(5))
+    records.refresh(at_most_every=0.0)
+    assert pages.kept("problem.html.j2") is None
+    pages.shared("problem.html.j2", values)
+    assert made == [10.0, 11.0, 11.5]
 
 
 @pytest.mark.parametrize(

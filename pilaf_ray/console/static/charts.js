@@ -60,11 +60,16 @@
   }
 
   function refresh() {
-    for (const { figure, keys, plot } of charts) {
-      plot.setData(columns(figure, keys));
-      showNewest(plot);
-    }
-    document.body.dispatchEvent(new Event("pilaf:changed"));
+    for (const { figure, keys, plot } of charts) plot.setData(columns(figure, keys));
+    // uPlot draws in a microtask of its own, which empties the legend.
+    queueMicrotask(() => { for (const { plot } of charts) showNewest(plot); });
+  }
+
+  function showFigures(html) {
+    const place = document.getElementById("figures");
+    const opened = [...place.querySelectorAll("details")].map((part) => part.open);
+    place.innerHTML = html;
+    place.querySelectorAll("details").forEach((part, k) => { part.open = opened[k] ?? false; });
   }
 
   addEventListener("DOMContentLoaded", () => {
@@ -77,7 +82,7 @@
       refresh();
     });
     source.addEventListener("rows", (message) => { append(JSON.parse(message.data)); refresh(); });
-    source.addEventListener("changed", () => document.body.dispatchEvent(new Event("pilaf:changed")));
+    source.addEventListener("figures", (message) => showFigures(JSON.parse(message.data)));
     addEventListener("pagehide", () => source.close());
     addEventListener("pilaf:theme", draw);
     const fit = new ResizeObserver(() => {
