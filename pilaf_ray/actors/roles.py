@@ -46,7 +46,10 @@ class _Generator:
     def __init__(self, name: str, logs: str, arguments: dict[str, Any]) -> None:
         setup_logging(name, Path(logs))
         from pilaf_ray.engines.generator import Generator
+        from pilaf_ray.engines.rendezvous import listen_at
 
+        # Its engine's processes meet the learner for new weights.
+        listen_at(ray.util.get_node_ip_address())
         self._generator = Generator(**arguments)
         self._updating = False
 
@@ -142,13 +145,16 @@ class _Rank:
 
     def __init__(self, name: str, logs: str, rank: int) -> None:
         setup_logging(name, Path(logs))
+        from pilaf_ray.engines.rendezvous import listen_at
+
+        listen_at(ray.util.get_node_ip_address())
         self._rank = rank
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and a free port of this rank's node, for rank 0 of a new group."""
         from pilaf_ray.engines.rendezvous import free_address
 
-        return free_address()
+        return free_address(ray.util.get_node_ip_address())
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def heartbeat(self) -> float:
@@ -191,7 +197,8 @@ class _Learner(_Rank):
         # Only one that optimises against a reward model makes advantages.
         kind: Any = RolloutLearner if "advantages" in arguments else PolicyLearner
         self._learner = kind(rank=self._rank, **arguments)
-        self._publisher = make_publisher(**publisher) if self._rank == 0 else None
+        host = ray.util.get_node_ip_address()
+        self._publisher = make_publisher(host=host, **publisher) if self._rank == 0 else None
 
     def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
         return self._learner.train_step(step, batch)

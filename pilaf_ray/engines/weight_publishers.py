@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pilaf_ray.engines.rendezvous import own_address
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -73,9 +73,12 @@ class WeightPublisher(Protocol):
 
 
 def make_publisher(
-    *, transport: str, folder: Path | str | None = None, timeout_seconds: float = 120.0
+    *, transport: str, folder: Path | str | None = None, timeout_seconds: float = 120.0, host: str | None = None
 ) -> WeightPublisher:
     """The publisher of ``transport``: ``"filesystem"`` (needs ``folder``), ``"gloo"`` or ``"nccl"``.
+
+    Args:
+        host: where generators reach this process; what its node's name resolves to when left out.
 
     Raises:
         ConfigError: the transport is unknown, or its folder is missing.
@@ -85,7 +88,7 @@ def make_publisher(
             raise ConfigError("weight transport 'filesystem' needs a folder that every generator can read")
         return FilesystemPublisher(folder)
     if transport in ("gloo", "nccl"):
-        return PeerPublisher(transport, timeout_seconds=timeout_seconds, fallback_folder=folder)
+        return PeerPublisher(transport, host=host, timeout_seconds=timeout_seconds, fallback_folder=folder)
     raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem', 'gloo' or 'nccl'")
 
 
@@ -230,7 +233,7 @@ class PeerPublisher:
         fallback_folder: Path | str | None = None,
     ) -> None:
         self._transport = transport
-        self._host = host or socket.gethostbyname(socket.gethostname())
+        self._host = host or own_address()
         self._timeout = timedelta(seconds=timeout_seconds)
         self._stop: threading.Event | None = None
         self._fallback = None if fallback_folder is None else FilesystemPublisher(fallback_folder)
