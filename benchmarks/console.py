@@ -5,6 +5,7 @@ every core busy, lets as many viewers watch the overview of a run that goes on, 
 """
 
 import asyncio
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx
-import numpy as np
 import psutil
 import typer
 from sqlalchemy import Table
@@ -158,11 +158,12 @@ def run_server(path: str) -> None:
 
 
 async def measure(count: int, clients: int, rounds: int, pause: float) -> dict[str, list[float]]:
-    """Seconds of each request; every client reads all pages in an order of its own, and then waits a little."""
+    """Seconds of each request; every client comes at a moment and reads all pages in an order of its own."""
     seconds: dict[str, list[float]] = {path: [] for path in PATHS}
 
     async def client(number: int, http: httpx.AsyncClient) -> None:
         draw = random.Random(number)
+        await asyncio.sleep(draw.uniform(0, 2 * pause))
         for _ in range(rounds):
             for path in draw.sample(PATHS, len(PATHS)):
                 address = path.format(middle=draw.randrange(1, count), pair=f"{draw.randrange(count):032x}")
@@ -191,12 +192,12 @@ class Window:
 
 
 def burn(done: "Synchronized[int]") -> None:
-    """Small matrix products for ever, at the niceness of Ray's workers."""
+    """Work for one core for ever, at the niceness of Ray's workers."""
     os.nice(15)
-    block = np.ones((128, 128), dtype=np.float32)
+    block = bytes(1 << 16)
     while True:
-        for _ in range(50):
-            block @ block
+        for _ in range(100):
+            hashlib.sha256(block).digest()
         done.value += 1
 
 
@@ -278,7 +279,7 @@ def tell_pages(seconds: Mapping[str, Sequence[float]]) -> None:
 def main(
     pairs: Annotated[int, typer.Option(help="In the synthetic ledger.")] = 1_000_000,
     clients: Annotated[int, typer.Option(help="Viewers at once.")] = 50,
-    rounds: int = 1,
+    rounds: Annotated[int, typer.Option(help="How often each viewer reads every page.")] = 2,
     pause: Annotated[float, typer.Option(help="Mean seconds that a viewer looks at a page.")] = 5.0,
     folder: Annotated[Path | None, typer.Option(help="Keep the synthetic run there, or use the one there.")] = None,
     beside_seconds: Annotated[float, typer.Option(help="Of each window beside busy cores; 0 leaves them out.")] = 20.0,

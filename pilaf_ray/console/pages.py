@@ -1,6 +1,5 @@
 """The pages that show a run: overview, roles, pairs, samples, and the live stream behind them."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pilaf_ray.console.differences import load_tokenizer, shaded_tokens, word_di
 from pilaf_ray.console.forecast import forecast
 from pilaf_ray.console.frontier import frontier_figure
 from pilaf_ray.console.ledger_reader import LedgerReader, PairFilter
+from pilaf_ray.console.news import News
 from pilaf_ray.console.records import RunRecords
 from pilaf_ray.console.rendering import Pages
 from pilaf_ray.console.role_reports import role_reports
@@ -43,7 +43,7 @@ def dashboard(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
 def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Doorkeeper) -> APIRouter:
     """The run as a whole, and the live stream behind it."""
     router = APIRouter()
-    values = partial(_figures, records, ledger)
+    values, news = partial(_figures, records, ledger), News(records)
     see = Annotated[Visitor, Depends(doors.allow(lambda role: role.may_view))]
 
     @router.get("/", response_class=HTMLResponse)
@@ -57,10 +57,10 @@ def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
 
     @router.get("/live", response_class=EventSourceResponse)
     async def live(request: Request, visitor: see) -> AsyncIterator[ServerSentEvent]:
-        generation, sent, again = -1, 0, 0.0
-        stamp: tuple[float, ...] = ()
+        generation, sent = -1, 0
+        records.refresh()
         while not await request.is_disconnected():
-            records.refresh()
+            stamp = records.stamp
             if records.generation != generation:
                 generation, sent = records.generation, len(records.metrics)
                 yield ServerSentEvent(event="snapshot", data=columns(records.metrics))
@@ -68,11 +68,9 @@ def run_pages(records: RunRecords, ledger: LedgerReader, pages: Pages, doors: Do
                 rows, sent = records.metrics[sent:], len(records.metrics)
                 yield ServerSentEvent(event="rows", data=columns(rows))
             # Ready figures go out with the stream: a request of every viewer after every step would cost far more.
-            if records.stamp != stamp or time.monotonic() > again:
-                stamp, again = records.stamp, time.monotonic() + QUIET_SECONDS
-                figures = pages.kept(FIGURES) or await run_in_threadpool(pages.shared, FIGURES, values)
-                yield ServerSentEvent(event="figures", data=figures)
-            await asyncio.sleep(POLL_SECONDS)
+            figures = pages.kept(FIGURES) or await run_in_threadpool(pages.shared, FIGURES, values)
+            yield ServerSentEvent(event="figures", data=figures)
+            await news.after(stamp, seconds=QUIET_SECONDS)
 
     @router.get("/roles", response_class=HTMLResponse)
     def roles(request: Request, visitor: see) -> HTMLResponse:

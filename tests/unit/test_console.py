@@ -1,5 +1,6 @@
 """The console's pages, their numbers, and who may see them."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pilaf_ray.console.charts import charts_for, columns
 from pilaf_ray.console.frontier import frontier_figure
 from pilaf_ray.console.guard import RateLimit
 from pilaf_ray.console.ledger_reader import LedgerReader, PairFilter
+from pilaf_ray.console.news import News
 from pilaf_ray.console.records import Evaluation, JsonlTail, RunRecords
 from pilaf_ray.console.rendering import Pages
 from pilaf_ray.errors import AccessError, RunFolderError
@@ -280,3 +282,16 @@ def test_the_frontier_has_round_figures_on_its_axes(kls: list[float], ticks: lis
         [Evaluation(step=n, reward=1.0, reward_se=0.1, kl=kl, objective=1.0) for n, kl in enumerate(kls)], beta=0.1
     )
     assert found is not None and [text for _, text in found.x_ticks] == ticks
+
+
+async def test_all_who_watch_are_woken_by_one_look_at_the_files(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    records = RunRecords(run)
+    records.refresh()
+    news, stamp = News(records, poll_seconds=0.01), records.stamp
+    watchers = [asyncio.create_task(news.after(stamp, seconds=30)) for _ in range(20)]
+    await news.after(stamp, seconds=0.05)
+    assert not any(watcher.done() for watcher in watchers), "without news only patience ends"
+    JsonlSink(run / "metrics.jsonl").write(metrics_row(5))
+    await asyncio.wait_for(asyncio.gather(*watchers), 10)
+    assert records.latest["step"] == 5
