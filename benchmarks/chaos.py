@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import psutil
 import typer
@@ -184,7 +184,15 @@ def inject(job: Job, role: str, fault: str, *, patience: float) -> Outcome | Non
     )  # fmt: skip
 
 
-def read_books(job: Job, *, batch_pairs: int) -> Books:
+class RunFiles(Protocol):
+    """A run's folder and its steps."""
+
+    path: Path
+
+    def steps(self) -> list[int]: ...
+
+
+def read_books(job: RunFiles, *, batch_pairs: int) -> Books:
     """Check the ended run's files against each other."""
     steps = job.steps()
     wrong = [] if steps == list(range(1, len(steps) + 1)) else [f"steps are {steps}"]
