@@ -1,5 +1,6 @@
 """``pilaf-ray console`` for the command line."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +9,15 @@ import typer
 from pilaf_ray.console.access import AccessBook, AccessRole
 from pilaf_ray.errors import RunFolderError
 
-DEFAULT_PORT = 8321
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
 
 
 def console(
     run: Annotated[Path, typer.Argument(help="Run folder, e.g. runs/quickstart; the run may be under way.")],
-    host: Annotated[str, typer.Option(help="Address to bind to; off loopback, everyone needs a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = DEFAULT_PORT,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind to; off loopback, everyone needs a token. Loopback if left out.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help=f"Port; {DEFAULT_PORT} if left out.")] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Further host names under which browsers reach the console.")
     ] = None,
@@ -31,9 +34,13 @@ def console(
         typer.echo(f"{revoke}'s token no longer opens anything")
     if invite is not None:
         secret = book.issue(invite, role)
-        typer.echo(f"for {invite} ({role}), shown this once: http://{host}:{port}/enter#{secret}")
+        # The link leads to the console that the run itself serves, unless another place is named.
+        served = json.loads((run / "config.json").read_text()).get("console") or {}
+        place = f"{host or served.get('host', DEFAULT_HOST)}:{port or served.get('port', DEFAULT_PORT)}"
+        typer.echo(f"for {invite} ({role}), shown this once: http://{place}/enter#{secret}")
     if revoke is not None or invite is not None:
         return
+    host, port = host or DEFAULT_HOST, port or DEFAULT_PORT
     from pilaf_ray.console.app import create_app
     from pilaf_ray.console.serving import serve
 

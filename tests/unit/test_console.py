@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from console_run import ATTACK, make_run, metrics_row
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from pilaf_ray.cli import app
 from pilaf_ray.console.access import AccessBook, AccessRole, form_token
 from pilaf_ray.console.app import create_app, is_loopback
 from pilaf_ray.console.charts import charts_for, columns
@@ -295,3 +297,18 @@ async def test_all_who_watch_are_woken_by_one_look_at_the_files(tmp_path: Path) 
     JsonlSink(run / "metrics.jsonl").write(metrics_row(5))
     await asyncio.wait_for(asyncio.gather(*watchers), 10)
     assert records.latest["step"] == 5
+
+
+def test_an_invitation_leads_to_the_console_that_the_run_serves(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "config.json").write_text(json.dumps({"console": {"host": "10.0.0.5", "port": 9000}}))
+
+    def link(*words: str) -> str:
+        told = CliRunner().invoke(app, ["console", str(run), "--invite", words[0], *words[1:]])
+        assert told.exit_code == 0, told.output
+        return told.output.split()[-1].partition("#")[0]
+
+    assert link("ada") == "http://10.0.0.5:9000/enter"
+    assert link("bob", "--port", "8000") == "http://10.0.0.5:8000/enter"
+    (run / "config.json").write_text("{}")
+    assert link("eve") == "http://127.0.0.1:8321/enter"
