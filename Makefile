@@ -1,11 +1,11 @@
 # make demo   align the packaged model on this machine and write a report
-# make test   lint, types and all tests
+# make test   lint, types and tests; make test-long: three more whole runs
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 MODEL := .cache/models/smollm2-135m-instruct
 
-.PHONY: demo test lint model venv clean
+.PHONY: demo test test-long lint model venv clean
 
 venv: $(VENV)/.stamp
 
@@ -24,6 +24,9 @@ demo: venv model
 
 test: venv
 	bash scripts/check $(BIN)
+
+test-long: venv
+	$(BIN)/python -m pytest -q --long -m long
 
 lint: venv
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

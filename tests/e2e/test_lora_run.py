@@ -23,6 +23,7 @@ def train(model: Path, runs: Path, *overrides: str) -> subprocess.CompletedProce
     return subprocess.run(command, timeout=500, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_a_run_ends_resumes_and_its_checkpoint_evaluates(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "policy", seed=0)
     # Every update is probed: the engine must serve what the learner computes with its adapters apart.

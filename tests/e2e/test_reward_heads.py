@@ -122,6 +122,7 @@ def test_heads_learn_from_their_own_bootstraps_as_in_a_plain_loop(models: tuple[
         assert row == pytest.approx(same, abs=2e-3)
 
 
+@pytest.mark.long
 def test_a_run_asks_people_where_heads_disagree(models: tuple[Path, Path], tmp_path: Path) -> None:
     """Nobody answers, so the machine decides in the end; whom it was asked of first is in the log."""
     machine = "{type: function, target: 'pilaf_ray.oracle.sentiment:score'}"

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.store.reading import LedgerReader
 
@@ -22,6 +24,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+@pytest.mark.long
 def test_generators_come_and_go_and_the_books_add_up(tmp_path: Path) -> None:
     make_tiny_llama(tmp_path / "model", seed=0)
     folder = tmp_path / "elastic"
