@@ -33,7 +33,8 @@ from pilaf_ray.types import FinishReason, PairPlan, Prompt, SampledResponse, Ver
 Row = dict[str, object]
 
 PORT = 8399
-STEP_SECONDS = 5.0
+STEP_SECONDS = 12.0
+"""Between two steps of the synthetic run: about the demo's on two cores. What viewers cost, they cost a step."""
 BATCH = 64
 PATHS = (
     "/",
@@ -282,7 +283,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each viewer reads every page.")] = 2,
     pause: Annotated[float, typer.Option(help="Mean seconds that a viewer looks at a page.")] = 5.0,
     folder: Annotated[Path | None, typer.Option(help="Keep the synthetic run there, or use the one there.")] = None,
-    beside_seconds: Annotated[float, typer.Option(help="Of each window beside busy cores; 0 leaves them out.")] = 20.0,
+    beside_seconds: Annotated[float, typer.Option(help="Of each window beside busy cores; 0 leaves them out.")] = 24.0,
 ) -> None:
     """Measure every page, and what viewers take from a machine whose cores are all at work."""
     with tempfile.TemporaryDirectory() as scratch:

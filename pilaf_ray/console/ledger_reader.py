@@ -21,6 +21,8 @@ WINDOW = 20_000
 SEARCH_WINDOW = 4_000
 """The same where each prompt's text is looked at."""
 SEARCH_SECONDS = 0.12
+COUNTING_PAUSE = 200
+"""A count of all pairs is followed by so many times its own duration without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +116,7 @@ class LedgerReader:
             self.database.close()
 
     def counts(self) -> dict[str, int]:
-        """Pairs in each state; counted again once counting has become cheap beside the time since."""
+        """Pairs in each state; counted again once that has cost no more than half a per cent of the time since."""
         if self.exists and self._clock() >= self._counts_until:
             started = self._clock()
             # Whoever comes meanwhile gets the older counts instead of counting, too.
@@ -123,7 +125,7 @@ class LedgerReader:
                 found = queries.counts(connection)
             self._counts = {state.value: count for state, count in found.by_state.items()}
             ended = self._clock()
-            self._counts_until = ended + max(1.0, 20 * (ended - started))
+            self._counts_until = ended + max(1.0, COUNTING_PAUSE * (ended - started))
         return self._counts
 
     def ages(self, *, newest_step: int, steps: int) -> dict[int, int]:
