@@ -7,7 +7,7 @@ import torch
 from torch.distributed import TCPStore
 
 from pilaf_ray.engines import weight_peers
-from pilaf_ray.engines.weight_peers import RECEIVER, SENDER, buckets, connect, packed
+from pilaf_ray.engines.weight_peers import RECEIVER, SENDER, Peer, buckets, connect, packed
 
 
 def test_buckets_keep_the_order_and_the_limit() -> None:
@@ -30,8 +30,12 @@ def test_two_receivers_of_one_store_get_their_own_messages_in_order() -> None:
         receiver: [torch.full((n,), 10 * receiver + n, dtype=torch.uint8) for n in (1, 7)] for receiver in (1, 2)
     }
 
+    # Both ends live until all has arrived: a group that is dropped closes its connections.
+    peers: list[Peer] = []
+
     def send(receiver: int) -> None:
         peer = connect("gloo", store, receiver=receiver, rank=SENDER, timeout=timeout)
+        peers.append(peer)
         for message in messages[receiver]:
             peer.send(message)
 
@@ -41,6 +45,7 @@ def test_two_receivers_of_one_store_get_their_own_messages_in_order() -> None:
     for receiver, expected in messages.items():
         client = TCPStore("127.0.0.1", store.port, None, is_master=False, timeout=timeout)
         peer = connect("gloo", client, receiver=receiver, rank=RECEIVER, timeout=timeout)
+        peers.append(peer)
         for message in expected:
             arrived = torch.empty_like(message)
             peer.receive(arrived)
