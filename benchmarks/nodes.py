@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.chaos import Books, read_books
+from benchmarks.chaos_books import Books, read_books
 
 ROOT = Path(__file__).parents[1]
 BRIDGE, PREFIX, PORT = "pilaf-br", "10.77.0", 6390
@@ -107,7 +107,7 @@ def bridge() -> Iterator[list[Node]]:
 
 
 class NodesRun:
-    """The run, seen from outside; :func:`benchmarks.chaos.read_books` reads its files."""
+    """The run, seen from outside; :func:`benchmarks.chaos_books.read_books` reads its files."""
 
     def __init__(self, head: Node, folder: Path, overrides: list[str]) -> None:
         self.path = folder / "nodes"
