@@ -37,9 +37,9 @@ def _sentence(faults: Sequence[Line], runs: Sequence[Line]) -> str:
     lingered = sum(bool(line["lingered"]) for line in faults)
     begun = len({(line["seed"], line["commit"], line["config"]) for line in faults})
     return (
-        f"{len(faults)} faults in {begun} runs, {survived} survived; of stopped processes {came_back} were there to go on, "
-        f"and {lingered} stayed although they had been replaced. {len(runs)} runs were stopped and resumed at their end: "
-        f"{steps} steps, {trained} pairs trained, {wrong} things wrong with their books."
+        f"{len(faults)} faults in {begun} runs, {survived} survived; of stopped processes {came_back} were there to go "
+        f"on, and {lingered} stayed although they had been replaced. {len(runs)} runs were stopped and resumed at "
+        f"their end: {steps} steps, {trained} pairs trained, {wrong} things wrong with their books."
     )
 
 
