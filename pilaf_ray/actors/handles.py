@@ -292,6 +292,11 @@ class StoreHandle(_Replicas):
         window: list[tuple[LabeledPair, int]] = await self.ask("reward_window", window_pairs, held_out)
         return window
 
+    async def compact(self, through_step: int, window_pairs: int, held_out: float) -> int:
+        """Drop answers that nothing needs; returns of how many pairs."""
+        dropped: int = await self.ask("compact", through_step, window_pairs, held_out)
+        return dropped
+
     async def open_desk(self, lease_seconds: float, inbox: Path) -> None:
         """Let people label; imported votes arrive in ``inbox``."""
         self._desk = (lease_seconds, str(inbox.resolve()))

@@ -281,6 +281,9 @@ class _Store:
     def reward_window(self, window_pairs: int, held_out: float) -> list[tuple[LabeledPair, int]]:
         return self._ledger.reward_window(window_pairs, held_out)
 
+    def compact(self, through_step: int, window_pairs: int, held_out: float) -> int:
+        return self._ledger.compact(through_step, window_pairs, held_out)
+
     def next_plan_index(self) -> int:
         return self._ledger.next_plan_index()
 

@@ -145,6 +145,10 @@ class CheckpointStore:
         for step in folders.keys() - kept - self._held():
             shutil.rmtree(folders[step])
 
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, damaged ones included; the newest comes last."""
+        return [_step(folder) for folder in self._all()]
+
     def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint that verifies, of those of steps before ``before``."""
         for folder in reversed(self._all()):
