@@ -56,23 +56,30 @@ class Job:
     Args:
         folder: of runs.
         config: YAML file; the tiny model's when left out.
+        base: settings before ``overrides``.
+        struck: whether its processes obey orders to fail.
     """
 
     def __init__(
-        self, folder: Path, name: str, overrides: Sequence[str], *, config: Path = ROOT / "configs/tiny.yaml"
+        self,
+        folder: Path,
+        name: str,
+        overrides: Sequence[str],
+        *,
+        config: Path = ROOT / "configs/tiny.yaml",
+        base: Sequence[str] = ("run.restarts=10", "checkpoint.every_steps=4", SUPERVISION),
+        struck: bool = True,
     ) -> None:
         self.path = folder / name
         self.orders = folder / f"{name}-orders"
         self.orders.mkdir(parents=True, exist_ok=True)
-        self._words = [
-            *(str(config), f"run.folder={folder}", f"run.name={name}", "run.restarts=10", "checkpoint.every_steps=4"),
-            *(SUPERVISION, *overrides),
-        ]
+        self._words = [str(config), f"run.folder={folder}", f"run.name={name}", *base, *overrides]
+        self._hooks = f"{ROOT / 'benchmarks/chaos_hooks'}:" if struck else ""
         self._log = (folder / f"{name}.log").open("ab")
 
     def start(self, *words: str) -> None:
         """Start (or resume, with ``--resume``) in the background."""
-        found = f"{ROOT / 'benchmarks/chaos_hooks'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+        found = f"{self._hooks}{ROOT}:{os.environ.get('PYTHONPATH', '')}"
         self.process = psutil.Popen(
             [sys.executable, "-m", "pilaf_ray", "train", *self._words, *words],
             cwd=ROOT,
@@ -89,14 +96,26 @@ class Job:
     def victim(self, role: str) -> psutil.Process | None:
         """A process of ``role``, or None where there is none just now."""
         if role == "controller":
+            # With run.restarts the outermost process only waits for its only child.
             children = self.process.children() if self.runs() else []
-            return children[0] if children else None
+            return children[0] if len(children) == 1 else None
         return next((p for p in self._descendants() if title(p).startswith(ROLES[role])), None)
 
     def roles(self) -> list[str]:
         """The roles that have a process."""
         titles = [title(process) for process in self._descendants()]
         return ["controller", *(r for r, start in ROLES.items() if start and any(t.startswith(start) for t in titles))]
+
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """Every process of the run with its role; those of Ray itself are called ``ray``."""
+        driver = self.victim("controller") or self.process
+        named = [("controller", driver)]
+        for process in self._descendants():
+            called = title(process)
+            role = next((role for role, start in ROLES.items() if start and called.startswith(start)), "ray")
+            if process.pid != driver.pid:
+                named.append((role, process))
+        return named
 
     def strike(self, victim: psutil.Process, kind: str) -> None:
         """At once."""
