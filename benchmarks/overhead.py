@@ -99,7 +99,7 @@ class MeasuredRun(TrainingRun):
 
     async def _beat(self, roles: Roles) -> None:
         """As the supervision of every role does it."""
-        pools = (roles.generators, roles.reference, roles.oracle, roles.store)
+        pools: tuple[Any, ...] = (roles.generators, roles.reference, roles.oracle, roles.store)
         groups = (roles.learner, roles.reward)
         actors = [actor for pool in pools for actor in pool._pool.living().values()]
         actors += [actor for group in groups if group is not None for actor in group._actors]

@@ -85,8 +85,8 @@ class Orders:
             time.sleep(POLL_SECONDS)
             for phase, *place in PHASES:
                 self._wrap(phase, place, functools.partial(self._enter, phase))
-            for place in WORK:
-                self._wrap("work", place, self._raise)
+            for owned in WORK:
+                self._wrap("work", owned, self._raise)
             if _taken(self._folder / f"raise-{os.getpid()}") is not None:
                 self._broken = True
             if _taken(self._folder / f"grow-{os.getpid()}") is not None:

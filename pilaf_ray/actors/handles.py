@@ -129,6 +129,10 @@ class GeneratorPool(_Replicas):
         """Replace a generator that nobody can update."""
         self._pool.lose(number, error)
 
+    async def unless_lost(self, number: int, work: Awaitable[None]) -> None:
+        """Await ``work`` of generator ``number``; raises RoleLostError once that generator is given up."""
+        await self._pool.unless_lost(number, work)
+
     def follow(self, pull: PullWeights, update: Any) -> None:
         """From now on newcomers serve ``update``; the caller sees to those that sample already."""
         self._newest = (pull, update)
