@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.chaos_books import Books, read_books
-from benchmarks.chaos_faults import Aftermath, Cell, Outcome, cell, choose, count_cells, free_roles, inject
+from benchmarks.chaos_faults import ALONE, Aftermath, Cell, Outcome, cell, choose, count_cells, free_roles, inject
 from benchmarks.chaos_job import ROOT, Fault, Job
 from benchmarks.machine import machine
 
@@ -85,9 +85,15 @@ class _Storm:
     def next(self) -> None:
         """One more fault, to a role whose loss can be told from those that the run is not past yet; or a short wait."""
         self.look()
-        roles = free_roles(self._job.roles(), [aftermath.fault.role for aftermath in self._pending])
-        if roles:
-            self.inject(choose(self._draw, roles, self._counts, also=bool(self._pending)))
+        roles = self._job.roles()
+        fault = choose(self._draw, roles, self._counts)
+        free = free_roles(roles, [aftermath.fault.role for aftermath in self._pending])
+        if fault.role in ALONE or fault.phase == "resume":
+            # Its turn has come: the run is left in peace until it is past the others.
+            self.settle()
+            self.inject(fault)
+        elif free:
+            self.inject(fault if fault.role in free else choose(self._draw, free, self._counts, also=True))
         time.sleep(0.1)
 
     def inject(self, fault: Fault) -> None:
