@@ -227,7 +227,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def _describe(event: Mapping[str, Any]) -> str:
     who = f"{event['role']} {event['replica']}" if "role" in event else event["event"].removesuffix(" lost")
-    return f"{who}: {event['cause']}"
+    return f"{who}: {str(event['cause'])[:160]}"
 
 
 def count_cells(outcomes: Sequence[Mapping[str, Any]]) -> Counter[Cell]:
