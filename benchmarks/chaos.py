@@ -1,327 +1,228 @@
 """Faults in a running job, and what became of it: `python -m benchmarks.chaos --minutes 20 --seed 1`.
 
-Starts a run on the tiny model, and at seeded, random moments kills (SIGKILL), stops (SIGSTOP, for good; the
-controller for ten seconds), starves (the kernel kills it for want of memory, where control groups may be made) or
-breaks (an exception) a role that is chosen at random. After each fault it waits
-until the role is back and a further step is done, and reads the ledger. At the end it asks the run to stop,
-resumes it for two more steps and checks the whole: no step missing or twice, batches complete, labels neither
-lost nor doubled, the ledger adds up.
+Starts a run, on the tiny model unless told otherwise, and kills (SIGKILL), stops (SIGSTOP, let go on after sixty
+seconds if it is still there), starves (the kernel kills it for want of memory, where control groups may be made) or
+breaks (an exception) one role after the other, each at the moment at which some role begins a certain piece of work.
+Faults that earlier runs have met least often come first. A fault is over when the role is back and a further step is
+done; the ledger is read then. At the end the harness asks the run to stop, resumes it for two more steps and checks
+the whole: no step missing or twice, batches complete, labels neither lost nor doubled, the ledger adds up.
+
+Each fault is a line of ``docs/results/chaos/faults.jsonl``, each run one of ``runs.jsonl`` beside it;
+``python -m benchmarks.chaos_table`` prints the table of all.
 """
 
 import json
-import os
 import random
-import signal
-import sqlite3
 import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import out_of_memory
+from benchmarks.chaos_books import Books, read_books
+from benchmarks.chaos_faults import ALONE, Aftermath, Cell, Outcome, cell, choose, count_cells, free_roles, inject
+from benchmarks.chaos_job import ROOT, Fault, Job
+from benchmarks.machine import machine
 
-ROOT = Path(__file__).parents[1]
-# Role: how its process is called; what events.jsonl says when it is back.
-ROLES = {
-    "generator": ("ray::_Generator", "replica replaced"),
-    "engine": ("VLLM::EngineCore", "replica replaced"),
-    "reference": ("ray::_Reference", "replica replaced"),
-    "oracle": ("ray::_Oracle", "replica replaced"),
-    "preference store": ("ray::_Store", "replica replaced"),
-    "learner": ("ray::_Learner", "learner rebuilt"),
-    "controller": ("", "roles ready"),
-}
-FAULTS = ("SIGKILL", "SIGSTOP", "exception", *(("out of memory",) if out_of_memory.available() else ()))
-# The learner's process title names the call that it is in.
-PHASES = {"train_step": "training", "publish": "weight sync", "policy_logprobs": "weight sync", "save": "checkpoint"}
-STOPPED_CONTROLLER_SECONDS = 10.0
+RESULTS = ROOT / "docs/results/chaos"
+START_SECONDS = 900.0
+"""For the first steps: where DeepSpeed's operators are not built yet, that takes minutes."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """One fault and what it cost."""
-
-    role: str
-    fault: str
-    phase: str
-    survived: bool
-    back_seconds: float | None
-    """Until the role was there again; None where nothing had to be replaced."""
-    step_seconds: float | None
-    """Until a further step was done."""
-    repeated_steps: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Books:
-    """What the run's files say; every list names what should not be."""
-
-    steps: int
-    trained: int
-    labels_lost: list[str] = field(default_factory=list)
-    counted_twice: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-
-
-class Job:
-    """A run in processes of its own, seen from outside."""
-
-    def __init__(self, folder: Path, name: str, overrides: Sequence[str]) -> None:
-        self.path = folder / name
-        self._orders = folder / f"{name}-orders"
-        self._orders.mkdir(parents=True, exist_ok=True)
-        self._words = [
-            str(ROOT / "configs/tiny.yaml"),
-            f"run.folder={folder}",
-            f"run.name={name}",
-            "run.restarts=10",
-            "checkpoint.every_steps=4",
-            "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 6, failures_in_a_row: 6}",
-            *overrides,
-        ]
-        self._log = (folder / f"{name}.log").open("ab")
-
-    def start(self, *words: str) -> None:
-        """Start (or resume, with ``--resume``) in the background."""
-        hooks = f"{ROOT / 'benchmarks/chaos_hooks'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-        self.process = psutil.Popen(
-            [sys.executable, "-m", "pilaf_ray", "train", *self._words, *words],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": hooks, "PILAF_CHAOS_FOLDER": str(self._orders)},
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def victim(self, role: str) -> psutil.Process | None:
-        """A process of ``role``, or None where there is none just now."""
-        if role == "controller":
-            children = self.process.children()
-            return children[0] if children else None
-        return next((p for p in self._descendants() if _title(p).startswith(ROLES[role][0])), None)
-
-    def strike(self, process: psutil.Process, fault: str) -> None:
-        """Do it."""
-        if fault == "exception":
-            (self._orders / str(process.pid)).touch()
-        elif fault == "out of memory":
-            out_of_memory.starve(process.pid)
-        else:
-            process.send_signal(getattr(signal, fault))
-
-    def phase(self) -> str:
-        """What the learner is doing, or sampling where it waits."""
-        learner = self.victim("learner")
-        call = _title(learner).partition(".")[2].split("(")[0] if learner is not None else ""
-        return PHASES.get(call, "sampling and labelling")
-
-    def steps(self) -> list[int]:
-        """Steps in metrics.jsonl."""
-        return [record["step"] for record in _lines(self.path / "metrics.jsonl")]
-
-    def events(self, since: float) -> list[dict[str, Any]]:
-        """Events after a moment."""
-        return [event for event in _lines(self.path / "events.jsonl") if event["time"] > since]
-
-    def end(self) -> None:
-        """Nothing is left behind."""
-        for process in [*self._descendants(), self.process]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
-
-    def _descendants(self) -> list[psutil.Process]:
-        try:
-            return list(self.process.children(recursive=True))
-        except psutil.NoSuchProcess:
-            return []
-
-
-def inject(job: Job, role: str, fault: str, *, patience: float) -> Outcome | None:
-    """One fault, and the wait until the run is past it; None where the role was not there to be hit."""
-    victim = job.victim(role)
-    if victim is None:
-        return None
-    phase, moment, before = job.phase(), time.time(), max(job.steps(), default=0)
-    try:
-        job.strike(victim, fault)
-        if role == "controller" and fault == "SIGSTOP":
-            time.sleep(STOPPED_CONTROLLER_SECONDS)
-            victim.send_signal(signal.SIGCONT)
-    except psutil.NoSuchProcess:
-        return None
-    needs_return = not (role == "controller" and fault == "SIGSTOP")
-    word = ROLES[role][1]
-    back: float | None = None
-    lowest = before
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and job.process.is_running() and job.process.poll() is None:
-        events = job.events(moment)
-        back = next((e["time"] - moment for e in events if e["event"] == word), None)
-        rolled_back = [e["step"] for e in events if e["event"] == "checkpoint loaded"]
-        if any(e["event"] in ("learner rebuilt", "roles ready") for e in events):
-            lowest = min([before, *(rolled_back or [0])])
-        newest = max(job.steps(), default=0)
-        if (back is not None or not needs_return) and newest > before:
-            return Outcome(
-                role=role, fault=fault, phase=phase, survived=True, back_seconds=back,
-                step_seconds=time.time() - moment, repeated_steps=before - lowest,
-            )  # fmt: skip
-        time.sleep(0.1)
-    return Outcome(
-        role=role, fault=fault, phase=phase, survived=False, back_seconds=back, step_seconds=None,
-        repeated_steps=before - lowest,
-    )  # fmt: skip
-
-
-class RunFiles(Protocol):
-    """A run's folder and its steps."""
-
-    path: Path
-
-    def steps(self) -> list[int]: ...
-
-
-def read_books(job: RunFiles, *, batch_pairs: int) -> Books:
-    """Check the ended run's files against each other."""
-    steps = job.steps()
-    wrong = [] if steps == list(range(1, len(steps) + 1)) else [f"steps are {steps}"]
-    ledger = sqlite3.connect(job.path / "preferences.db")
-
-    def ask(query: str) -> list[tuple[Any, ...]]:
-        return ledger.execute(query).fetchall()
-
-    by_step = dict(ask("select trained_step, count(*) from pairs where state = 'trained' group by trained_step"))
-    wrong += [f"step {s} trained {by_step.get(s, 0)} pairs" for s in steps if by_step.get(s) != batch_pairs]
-    ((planned, rows),) = ask("select max(plan_index) + 1, count(*) from pairs")
-    if planned != rows:
-        wrong.append(f"{planned} pairs planned, {rows} in the ledger")
-    no_label = "select pair_id from pairs where state in ('labeled', 'trained') and label_sequence is null"
-    dangling = (
-        "select pair_id from pairs where label_sequence is not null "
-        "and label_sequence not in (select sequence from labels)"
-    )
-    doubled = "select plan_index, sampling from labels where kind = 'verdict' group by 1, 2 having count(*) > 1"
-    return Books(
-        steps=len(steps),
-        trained=sum(by_step.values()),
-        labels_lost=[row[0] for query in (no_label, dangling) for row in ask(query)],
-        counted_twice=[f"pair {index}, sampling {sampling}" for index, sampling in ask(doubled)],
-        wrong=wrong,
-    )
+Note = Callable[[Outcome], None]
 
 
 def run_chaos(
     job: Job,
     *,
     seed: int,
-    plan: Sequence[tuple[str, str]] | None = None,
+    plan: Sequence[Fault] | None = None,
     seconds: float,
-    patience: float = 180.0,
-    say: Callable[[str], None] = print,
+    every: float = 0.0,
+    patience: float = 240.0,
+    met: Sequence[dict[str, Any]] = (),
+    note: Note = lambda _outcome: None,
 ) -> list[Outcome]:
-    """Inject ``plan``, or random faults for ``seconds``; ends with a stop, a resumption and two more steps."""
-    draw = random.Random(seed)
-    outcomes: list[Outcome] = []
+    """Inject ``plan``, or faults that ``met`` has least often, for ``seconds``; then stop, resume and end.
+
+    Args:
+        every: seconds from one fault to the next, at least; a plan's come one after the other.
+        patience: seconds until a run that is not past a fault counts as lost; it is then ended and resumed.
+        note: told of each outcome.
+    """
+    storm = _Storm(job, random.Random(seed), count_cells(met), patience=patience, note=note)
     job.start("run.max_steps=1000000")
+    job.wait(lambda: job.last_step() >= 2 or not job.runs(), START_SECONDS)
     started = time.monotonic()
-    _wait(lambda: len(job.steps()) >= 2, patience, job)
-    deck: list[tuple[str, str]] = list(plan) if plan is not None else []
-    while time.monotonic() - started < seconds and (deck or plan is None):
-        if not deck:
-            # Every combination before any comes again.
-            deck = [(role, fault) for role in ROLES for fault in FAULTS if (role, fault) != ("engine", "exception")]
-            draw.shuffle(deck)
-        time.sleep(draw.uniform(0.0, 4.0))
-        role, fault = deck.pop()
-        outcome = inject(job, role, fault, patience=patience)
-        if outcome is not None:
-            outcomes.append(outcome)
-            say(f"[{time.monotonic() - started:6.0f} s] {outcome}")
-            if not outcome.survived:
-                return outcomes
-    job.process.send_signal(signal.SIGTERM)
-    job.process.wait(patience)
-    done = max(job.steps())
-    job.start(f"run.max_steps={done + 2}", "--resume")
-    _wait(lambda: job.process.poll() is not None, patience, job)
-    if job.process.returncode != 0 or max(job.steps()) != done + 2:
-        raise RuntimeError(f"the resumed run ended with {job.process.returncode} at step {max(job.steps())}")
-    return outcomes
+    if plan is not None:
+        for fault in plan:
+            storm.inject(fault)
+            storm.settle()
+    while plan is None and time.monotonic() - started < seconds:
+        begun = time.monotonic()
+        storm.next()
+        while time.monotonic() < begun + every:
+            storm.look()
+            time.sleep(0.1)
+    storm.settle()
+    _stop_and_resume(job, patience)
+    return storm.outcomes
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    """Role by fault and phase."""
-    grid = Table("role", "fault", "phase", "survived", "s to be back", "s to a further step", "steps repeated")
-    keys = sorted({(o.role, o.fault, o.phase) for o in outcomes})
-    for key in keys:
-        found = [o for o in outcomes if (o.role, o.fault, o.phase) == key]
-        grid.add_row(
-            *key,
-            f"{sum(o.survived for o in found)} of {len(found)}",
-            _mean([o.back_seconds for o in found]),
-            _mean([o.step_seconds for o in found]),
-            _mean([float(o.repeated_steps) for o in found]),
-        )
-    return grid
+class _Storm:
+    """Faults that have struck a run, and those that it is not past yet."""
 
+    def __init__(self, job: Job, draw: random.Random, counts: Counter[Cell], *, patience: float, note: Note) -> None:
+        self._job, self._draw, self._counts = job, draw, counts
+        self._patience, self._note = patience, note
+        self._pending: list[Aftermath] = []
+        self.outcomes: list[Outcome] = []
 
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.1f}" if known else "–"
-
-
-def _wait(condition: Callable[[], bool], seconds: float, job: Job) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing happened within {seconds:g} s; see {job.path}")
+    def next(self) -> None:
+        """One more fault, to a role whose loss can be told from those that the run is not past yet; or a short wait."""
+        self.look()
+        roles = self._job.roles()
+        fault = choose(self._draw, roles, self._counts)
+        free = free_roles(roles, [aftermath.fault.role for aftermath in self._pending])
+        if fault.role in ALONE or fault.phase == "resume":
+            # Its turn has come: the run is left in peace until it is past the others.
+            self.settle()
+            self.inject(fault)
+        elif free:
+            self.inject(fault if fault.role in free else choose(self._draw, free, self._counts, also=True))
         time.sleep(0.1)
 
+    def inject(self, fault: Fault) -> None:
+        """This fault."""
+        aftermath = inject(self._job, fault, patience=self._patience, meanwhile=self.look)
+        # Also where its moment did not come: another cell is tried then.
+        self._counts[cell(fault)] += 1
+        if aftermath is not None:
+            self._pending.append(aftermath)
 
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    def look(self) -> None:
+        """Take note of faults that the run is past; one that did not survive is started again."""
+        for aftermath in list(self._pending):
+            outcome = aftermath.look()
+            if outcome is not None:
+                self._pending.remove(aftermath)
+                self.outcomes.append(outcome)
+                self._note(outcome)
+                if not outcome.survived:
+                    self._pending.clear()
+                    _start_again(self._job)
+                    return
+
+    def settle(self) -> None:
+        """Wait until the run is past all faults."""
+        while self._pending:
+            self.look()
+            time.sleep(0.1)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines so far; one that is being written is left for the next time."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _start_again(job: Job) -> None:
+    """A run that did not survive goes on from its checkpoint, for the faults after it."""
+    job.end()
+    job.remove_traps()
+    step = job.last_step()
+    job.start("run.max_steps=1000000", "--resume")
+    job.wait(lambda: job.last_step() > step or not job.runs(), START_SECONDS)
 
 
-def main(
-    minutes: Annotated[float, typer.Option(min=0.1)] = 5.0,
-    seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
-) -> None:
-    """Inject faults and print what became of them; exit code 1 if anything did not survive."""
-    console = Console(width=140)
-    job = Job(folder.resolve(), f"chaos-{seed}", overrides or [])
-    try:
-        outcomes = run_chaos(job, seed=seed, seconds=60 * minutes, say=lambda text: console.print(text, markup=False))
-    finally:
-        job.end()
-    console.print(table(outcomes))
-    books = read_books(job, batch_pairs=4)
-    console.print(
+def _stop_and_resume(job: Job, patience: float) -> None:
+    """As a scheduler does it; two further steps, evaluation and report come after."""
+    job.stop(patience)
+    done = job.last_step()
+    job.start(f"run.max_steps={done + 2}", "--resume")
+    job.wait(lambda: not job.runs(), START_SECONDS)
+    code = job.process.wait(1)
+    if code != 0 or job.last_step() != done + 2:
+        raise RuntimeError(f"the resumed run ended with {code} at step {job.last_step()}; see {job.path}")
+
+
+class Journal:
+    """The lines of all runs so far, and of this one."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self._folder, self._facts = folder, facts
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Outcomes of every run that is written here."""
+        return read_lines(self._folder / "faults.jsonl")
+
+    def fault(self, outcome: Outcome) -> None:
+        """Add an outcome."""
+        self._add("faults.jsonl", asdict(outcome))
+
+    def run(self, outcomes: Sequence[Outcome], books: Books, *, seconds: float) -> None:
+        """Add the run's end."""
+        survived = sum(outcome.survived for outcome in outcomes)
+        found = {"faults": len(outcomes), "survived": survived, "seconds": round(seconds), **asdict(books)}
+        self._add("runs.jsonl", found)
+
+    def _add(self, name: str, line: dict[str, Any]) -> None:
+        rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in line.items()}
+        with (self._folder / name).open("a") as stream:
+            stream.write(json.dumps({**self._facts, **rounded}) + "\n")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """JSON lines; none where there is no file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def commit() -> str:
+    """The commit that runs, marked where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def summary(outcomes: Sequence[Outcome], books: Books) -> str:
+    """One line about a run."""
+    return (
         f"{len(outcomes)} faults, {sum(o.survived for o in outcomes)} survived; {books.steps} steps, "
         f"{books.trained} pairs trained; labels lost: {len(books.labels_lost)}, counted twice: "
         f"{len(books.counted_twice)}; wrong: {books.wrong or 'nothing'}"
     )
+
+
+def main(
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of faults, after the first steps.")] = 5.0,
+    seed: int = 0,
+    every: Annotated[float, typer.Option(min=0.0, help="Seconds from one fault to the next, at least.")] = 0.0,
+    config: Annotated[Path, typer.Option(help="What is run.")] = ROOT / "configs/tiny.yaml",
+    folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
+    results: Annotated[Path, typer.Option(help="Folder of the lines.")] = RESULTS,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
+) -> None:
+    """Inject faults and write down what became of them; exit code 1 if anything did not survive."""
+    console = Console(width=160)
+    where = machine()
+    facts = {"seed": seed, "commit": commit(), "cpu": where["cpu"], "cores": where["cores"], "config": config.name}
+    journal = Journal(results, facts | {"overrides": overrides or []})
+    job = Job(folder.resolve(), f"chaos-{config.stem}-{seed}", overrides or [], config=config.resolve())
+    started = time.monotonic()
+
+    def note(outcome: Outcome) -> None:
+        journal.fault(outcome)
+        console.print(f"[{time.monotonic() - started:6.0f} s] {outcome}", markup=False)
+
+    try:
+        outcomes = run_chaos(
+            job, seed=seed, seconds=60 * minutes, every=every, met=journal.faults(), note=note,
+        )  # fmt: skip
+    finally:
+        job.end()
+    books = read_books(job)
+    journal.run(outcomes, books, seconds=time.monotonic() - started)
+    console.print(summary(outcomes, books), markup=False)
+    report = json.loads((job.path / "report/summary.json").read_text())
+    console.print(f"held-out reward: {report['reward_before']:.3f} before, {report['reward_after']:.3f} after")
     if books.wrong or books.labels_lost or books.counted_twice or not all(o.survived for o in outcomes):
         raise typer.Exit(1)
 

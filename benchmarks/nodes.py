@@ -1,9 +1,13 @@
-"""A run over several Ray nodes on one machine, one of which is lost: ``python -m benchmarks.nodes``.
+"""A run over several Ray nodes on one machine, one of which is lost or cut off: ``python -m benchmarks.nodes``.
 
 Needs root and the commands ``ip`` and ``curl``. Each node is a raylet in a network namespace of its own, on one bridge:
 everything between roles crosses a network whose addresses are not the machine's. The generator is on the first node, a
-ZeRO-3 learner has one rank on each of two others. When some steps are done every process of one learner's node is
-killed and a new node joins; the run must rebuild its learner there and end with books that add up.
+ZeRO-3 learner has one rank on each of two others.
+
+``--fault loss``: when some steps are done every process of one learner's node is killed and a new node joins; the run
+must rebuild its learner there. ``--fault partition --seconds 20``: that node's cable is drawn and put back after so
+long, with a spare node standing by; what is cut off lives on and comes back. Either way the run must end, with books
+that add up.
 """
 
 import json
@@ -15,12 +19,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.chaos import Books, read_books
+from benchmarks.chaos_books import Books, read_books
 
 ROOT = Path(__file__).parents[1]
 BRIDGE, PREFIX, PORT = "pilaf-br", "10.77.0", 6390
@@ -83,6 +89,19 @@ class Node:
                 continue
         return len(pids)
 
+    def cut(self) -> None:
+        """Draw the node's cable; its processes live on."""
+        ip("link", "set", self._cable, "down")
+
+    def heal(self) -> None:
+        """Put it back."""
+        ip("link", "set", self._cable, "up")
+
+    def processes(self) -> int:
+        """How many there are on the node."""
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        return len(listed.stdout.split())
+
     def remove(self) -> None:
         """End the node and its network."""
         self.kill()
@@ -107,7 +126,7 @@ def bridge() -> Iterator[list[Node]]:
 
 
 class NodesRun:
-    """The run, seen from outside; :func:`benchmarks.chaos.read_books` reads its files."""
+    """The run, seen from outside; :func:`benchmarks.chaos_books.read_books` reads its files."""
 
     def __init__(self, head: Node, folder: Path, overrides: list[str]) -> None:
         self.path = folder / "nodes"
@@ -156,47 +175,87 @@ class NodesRun:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+class Fault(StrEnum):
+    """What happens to a learner's node."""
+
+    LOSS = "loss"
+    PARTITION = "partition"
+
+
+def lose(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
+    """Kill the last node for good; another one joins. Returns what is to be told."""
+    head, lost = nodes[0], nodes[-1]
+    asked = lost.command("curl", "-s", f"http://{head.address}:8321/enter")
+    page = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    moment, killed = time.time(), lost.kill()
+    spare = Node(len(nodes))
+    nodes.append(spare)
+    spare.start(pool="learner", cpus=1)
+    run.wait(lambda: run.events("learner rebuilt"), 300)
+    return {
+        "console_from_another_node": re.findall("<title>(.*)</title>", page),
+        "processes_killed_with_their_node": killed,
+        "seconds_until_the_learner_was_rebuilt": round(run.events("learner rebuilt")[0]["time"] - moment, 1),
+    }
+
+
+def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, Any]:
+    """Cut the last node off for ``seconds`` while a spare one stands by. Returns what is to be told."""
+    lost, spare = nodes[-1], Node(len(nodes))
+    nodes.append(spare)
+    spare.start(pool="learner", cpus=1)
+    before, moment = lost.processes(), time.time()
+    steps = max(run.steps())
+    lost.cut()
+    try:
+        # What is measured is what goes on in so long a time.
+        time.sleep(seconds)
+        meanwhile = max(run.steps()) - steps
+    finally:
+        lost.heal()
+    healed, steps = time.time(), max(run.steps())
+    run.wait(lambda: max(run.steps()) > steps or run.process.poll() is not None, 300)
+    rebuilt = run.events("learner rebuilt")
+    return {
+        "seconds_cut": round(healed - moment, 1),
+        "steps_while_cut": meanwhile,
+        "seconds_from_healing_to_a_step": round(time.time() - healed, 1),
+        "seconds_until_the_learner_was_rebuilt": [round(event["time"] - moment, 1) for event in rebuilt],
+        "processes_of_the_node_before_and_at_the_end": [before, lost.processes()],
+    }
+
+
 def main(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
-    steps: int = 10,
+    steps: Annotated[int, typer.Option(min=4, help="Of the run; the fault comes after the third.")] = 10,
+    fault: Annotated[Fault, typer.Option(help="What happens to a learner's node.")] = Fault.LOSS,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long a partition lasts.")] = 20.0,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
-    """Lose a node, and print what became of the run as JSON."""
+    """Lose a node or cut it off, and print what became of the run as JSON; exit code 1 if anything is wrong."""
     with bridge() as nodes:
         nodes += [Node(number) for number in range(3)]
-        head, _, lost = nodes
+        head = nodes[0]
         head.start(pool="generator", cpus=2, head=True)
         for node in nodes[1:]:
             node.start(pool="learner", cpus=1)
         run = NodesRun(head, folder.resolve(), [f"run.max_steps={steps}", *(overrides or [])])
         try:
-            run.wait(lambda: len(run.steps()) >= 3, 300)
-            page = subprocess.run(
-                lost.command("curl", "-s", f"http://{HEAD}:8321/enter"), capture_output=True, text=True, check=True
-            ).stdout
-            before, moment, killed = max(run.steps()), time.time(), lost.kill()
-            spare = Node(3)
-            nodes.append(spare)
-            spare.start(pool="learner", cpus=1)
-            run.wait(lambda: run.events("learner rebuilt"), 300)
-            rebuilt = run.events("learner rebuilt")[0]["time"] - moment
+            run.wait(lambda: len(run.steps()) >= 3, 600)
+            before = max(run.steps())
+            found = lose(run, nodes) if fault is Fault.LOSS else cut_off(run, nodes, seconds=seconds)
             code = run.process.wait(300)
         finally:
             run.process.terminate()
         books = read_books(run, batch_pairs=4)
         told = {
+            "fault": fault.value,
             "nodes": {node.name: node.address for node in nodes},
-            "console_from_another_node": re.findall("<title>(.*)</title>", page),
-            "processes_killed_with_their_node": killed,
             "steps_before": before,
-            "seconds_until_the_learner_was_rebuilt": round(rebuilt, 1),
-            "first_cause": run.events("learner lost")[0]["cause"],
+            **found,
+            "losses": [event["cause"] for word in ("learner lost", "replica lost") for event in run.events(word)],
             "exit_code": code,
-            "steps": books.steps,
-            "trained": books.trained,
-            "labels_lost": books.labels_lost,
-            "counted_twice": books.counted_twice,
-            "wrong": books.wrong,
+            **asdict(books),
         }
     print(json.dumps(told, indent=1))
     if code or books != Books(steps=steps, trained=4 * steps):

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.checkpoint import CheckpointStore
@@ -20,12 +21,24 @@ def learner_layouts(config: RunConfig) -> dict[str, LearnerLayout]:
     return layouts
 
 
-class RunCheckpoints:
-    """The store of a run's checkpoints, and their copies at ``checkpoint.mirror``."""
+class CompactedLedger(Protocol):
+    """What drops answers that nothing needs; see :meth:`pilaf_ray.store.ledger.PreferenceLedger.compact`."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, journal: RunJournal) -> None:
+    async def compact(self, through_step: int, window_pairs: int, held_out: float) -> int: ...
+
+
+class RunCheckpoints:
+    """The store of a run's checkpoints, and their copies at ``checkpoint.mirror``.
+
+    Args:
+        ledger: the run's, as it is now.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, journal: RunJournal, *, ledger: Callable[[], CompactedLedger]
+    ) -> None:
         settings = config.checkpoint
-        self._journal = journal
+        self._config, self._journal, self._ledger = config, journal, ledger
 
         def scores() -> dict[int, float]:
             return journal.evaluations.objectives(config.algorithm.beta)
@@ -52,9 +65,24 @@ class RunCheckpoints:
             if self._mirror is not None:
                 self._mirror.add(step, serving=serving)
             await self._journal.checkpoint(step, path, policy=path / "learner" / "hf")
+            await self._compact(step)
 
         with self._journal.spans.measure("checkpoint"):
             await self.store.write_behind(step, writer, published=published, keep=serving)
+
+    async def _compact(self, step: int) -> None:
+        """Let the ledger drop answers that no checkpoint can bring back, where that is wanted."""
+        after, reward = self._config.store.compact_after_steps, self._config.reward_model
+        if after is None:
+            return
+        # Any of the newest ones is gone back to where those after it are damaged; keep_best and keep_every are not.
+        through = min(step - after, *self.store.steps()[-self._config.checkpoint.keep_last :])
+        if through < 1:
+            return
+        replay = (0, 0.0) if reward is None else (reward.replay.window_pairs, reward.replay.held_out)
+        dropped = await self._ledger().compact(through, *replay)
+        if dropped:
+            self._journal.event("ledger compacted", through_step=through, pairs=dropped)
 
     async def copied(self) -> None:
         """Return once the copies that are under way are there, or given up."""

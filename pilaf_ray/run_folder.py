@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from pilaf_ray.errors import PromptError, RunFolderError
 from pilaf_ray.pipeline.scaling import NAME as SCALE_REQUEST
+
+KEPT_ATTEMPTS = 20
+"""So many attempts' logs stay before the new one's; a run that restarts for weeks does not fill its disk with them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +90,11 @@ def open_run_folder(path: Path, *, config_json: str, resume: bool) -> Iterator[R
         config_file.write_text(json.dumps(json.loads(config_json), indent=2))
         # What somebody asked an earlier attempt for.
         (path / SCALE_REQUEST).unlink(missing_ok=True)
-        attempt = 1 + max((int(p.name.removeprefix("attempt_")) for p in (path / "logs").glob("attempt_*")), default=0)
-        folder = RunFolder(path=path, attempt=attempt)
+        attempts = sorted(int(p.name.removeprefix("attempt_")) for p in (path / "logs").glob("attempt_*"))
+        # The first stays, too: it may know the first cause of what the others suffer from.
+        for number in attempts[1 : -(KEPT_ATTEMPTS - 1)]:
+            shutil.rmtree(path / "logs" / f"attempt_{number}")
+        folder = RunFolder(path=path, attempt=1 + max(attempts, default=0))
         folder.logs.mkdir(parents=True)
         latest = path / "logs" / "latest"
         latest.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from rich.markdown import Markdown
 
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
+from pilaf_ray.actors.handles import StoreHandle
 from pilaf_ray.actors.launch import Roles
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_samplers import build_pair_source
@@ -116,7 +117,7 @@ class TrainingRun:
             roles=lambda: self._roles.computing if self._roles is not None else {},
             others=lambda: {"store": self._roles.store} if self._roles is not None else {},
         )
-        self._checkpoints = RunCheckpoints(config, folder, self._journal)
+        self._checkpoints = RunCheckpoints(config, folder, self._journal, ledger=self._ledger)
         self._restorer = RunRestorer(config, self._checkpoints.store, report=self._journal.event)
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
         self._guards = NumericGuards(build.guard_rules(config))
@@ -163,6 +164,10 @@ class TrainingRun:
         self._journal.event("roles ready", seconds=self._journal.seconds)
         self._side = self._learner_side(self._roles)
         return self._roles
+
+    def _ledger(self) -> StoreHandle:
+        assert self._roles is not None, "nothing is saved before the roles are there"
+        return self._roles.store
 
     def _learner_side(self, roles: Roles) -> LearnerSide:
         return LearnerSide(self._config, self._inputs.train, roles, warn=self._warn, report=self._journal.event)

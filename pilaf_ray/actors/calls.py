@@ -54,4 +54,6 @@ def _cancel(reference: object) -> None:
 
 
 def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[-1].strip()
+    line = (str(error).strip().splitlines() or [""])[-1]
+    # Ray appends advice that is longer than what it is about.
+    return line.partition("Some common causes include")[0].strip()

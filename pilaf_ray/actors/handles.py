@@ -129,6 +129,10 @@ class GeneratorPool(_Replicas):
         """Replace a generator that nobody can update."""
         self._pool.lose(number, error)
 
+    async def unless_lost(self, number: int, work: Awaitable[None]) -> None:
+        """Await ``work`` of generator ``number``; raises RoleLostError once that generator is given up."""
+        await self._pool.unless_lost(number, work)
+
     def follow(self, pull: PullWeights, update: Any) -> None:
         """From now on newcomers serve ``update``; the caller sees to those that sample already."""
         self._newest = (pull, update)
@@ -291,6 +295,11 @@ class StoreHandle(_Replicas):
         """The newest pairs for the reward model's replay, with their uses."""
         window: list[tuple[LabeledPair, int]] = await self.ask("reward_window", window_pairs, held_out)
         return window
+
+    async def compact(self, through_step: int, window_pairs: int, held_out: float) -> int:
+        """Drop answers that nothing needs; returns of how many pairs."""
+        dropped: int = await self.ask("compact", through_step, window_pairs, held_out)
+        return dropped
 
     async def open_desk(self, lease_seconds: float, inbox: Path) -> None:
         """Let people label; imported votes arrive in ``inbox``."""

@@ -157,7 +157,7 @@ class LearnerGroup(RankGroup):
     async def publish_again(self, version: int) -> Any:
         """A ticket for the same version through the shared folder, or None where there is no copy of it."""
         remote = self._actors[0].publish_again.remote(version)
-        return await call(remote, role="policy learner rank 0", seconds=self._seconds)
+        return await unless_gone(self._gone, call(remote, role="policy learner rank 0", seconds=self._seconds))
 
     async def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities under the learner's current weights."""

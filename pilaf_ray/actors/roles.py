@@ -54,12 +54,14 @@ class _Generator:
         self._updating = False
 
     async def start(self) -> None:
+        from pilaf_ray.engines.engine_processes import EngineProcesses
+
         await self._generator.start()
+        self._processes = EngineProcesses()
 
     async def heartbeat(self) -> float:
-        # An engine that takes new weights answers nothing else; the update has its own deadline.
-        if not self._updating:
-            await self._generator.heartbeat()
+        # An engine that takes new weights answers nothing else; slowness there is for the update's own deadline.
+        await (self._processes.alive() if self._updating else self._generator.heartbeat())
         return resident_mib()
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
@@ -280,6 +282,9 @@ class _Store:
 
     def reward_window(self, window_pairs: int, held_out: float) -> list[tuple[LabeledPair, int]]:
         return self._ledger.reward_window(window_pairs, held_out)
+
+    def compact(self, through_step: int, window_pairs: int, held_out: float) -> int:
+        return self._ledger.compact(through_step, window_pairs, held_out)
 
     def next_plan_index(self) -> int:
         return self._ledger.next_plan_index()

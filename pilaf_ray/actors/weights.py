@@ -44,6 +44,8 @@ class GeneratorUpdates:
         self._probe_items, self._tolerance = probe_items, tolerance
         self._deadline = deadline_seconds
         self._report = report
+        self._asked: dict[int, Any] = {}
+        """Who was asked to pull the newest version, by number."""
 
     async def push(self, version: int) -> PublishedWeights:
         """Publish; a learner that takes longer than the deadline counts as lost."""
@@ -66,17 +68,20 @@ class GeneratorUpdates:
 
     def pulls(self) -> dict[int, Any]:
         """What brings each generator that samples now to an update."""
-        actors = self._roles.generators.actors
-        return {number: partial(self._pull, actor, number) for number, actor in actors.items()}
+        self._asked = self._roles.generators.actors
+        return {number: partial(self._pull_unless_lost, actor, number) for number, actor in self._asked.items()}
 
     async def recover(self, number: int, update: PublishedWeights, error: Exception) -> None:
         """Try the second way; replace a generator that cannot go it either, or is dead."""
         actor = self._roles.generators.actors.get(number)
-        if actor is None:
+        if actor is None or actor is not self._asked.get(number):
+            # It was lost, and what has taken its place has pulled: that one must not be replaced for it.
             return
         if isinstance(error, WeightSyncError):
+            # A learner that has died in the middle of a transfer is no generator's fault: its loss is raised.
+            again = await self._publish_again(update)
             try:
-                await self._pull_second_way(actor, number, update, error)
+                await self._pull_second_way(actor, number, again, error)
                 return
             except (WeightSyncError, RoleLostError) as second:
                 self._report("second way failed", role="generator", replica=number, cause=str(second))
@@ -91,18 +96,26 @@ class GeneratorUpdates:
         remote = actor.update_weights.remote(update.ticket, self._deadline)
         await call(remote, role=f"generator-{number}", seconds=self._deadline)
 
+    async def _pull_unless_lost(self, actor: Any, number: int, update: PublishedWeights) -> None:
+        # One that is cut off would be waited for until the deadline.
+        await self._roles.generators.unless_lost(number, self._pull(actor, number, update))
+
     async def _pull_somehow(self, actor: Any, number: int, update: PublishedWeights) -> None:
         try:
             await self._pull(actor, number, update)
         except WeightSyncError as error:
-            await self._pull_second_way(actor, number, update, error)
+            await self._pull_second_way(actor, number, await self._publish_again(update), error)
 
-    async def _pull_second_way(self, actor: Any, number: int, update: PublishedWeights, error: Exception) -> None:
-        """By the shared folder, for whatever reason the first way failed."""
-        version = update.ticket.version
-        again = await self._roles.learner.publish_again(version)
+    async def _publish_again(self, update: PublishedWeights) -> PublishedWeights:
+        """The same version by way of the shared folder, where there is one."""
+        again = await self._roles.learner.publish_again(update.ticket.version)
+        return dataclasses.replace(update, ticket=again or update.ticket)
+
+    async def _pull_second_way(self, actor: Any, number: int, again: PublishedWeights, error: Exception) -> None:
+        """For whatever reason the first way failed."""
+        version = again.ticket.version
         self._report("weights by the second way", role="generator", replica=number, version=version, cause=str(error))
-        await self._pull(actor, number, dataclasses.replace(update, ticket=again or update.ticket))
+        await self._pull(actor, number, again)
 
     async def _probe_one(self, number: int, actor: Any, version: int, update: PublishedWeights) -> None:
         for item, expected in zip(self._probe_items, update.probe_logprobs, strict=True):

@@ -15,6 +15,10 @@ class StoreSection(Section):
     url: str | None = Field(default=None, examples=["postgresql+psycopg://pilaf@db.example/pilaf"])
     """SQLAlchemy URL without a password; preferences.db in the run folder when left out. See docs/operations.md."""
 
+    compact_after_steps: int | None = Field(default=None, ge=1)
+    """Drop answers of pairs this many steps after their training, but for those that people judged; None keeps all.
+    Labels, plans and counts stay. See docs/operations.md for what needs the answers."""
+
     @field_validator("url")
     @classmethod
     def _is_safe_to_print(cls, url: str | None) -> str | None:

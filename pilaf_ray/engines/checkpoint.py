@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pilaf_ray.engines.retention import RetentionPolicy
 from pilaf_ray.errors import CheckpointError
@@ -90,9 +91,10 @@ class CheckpointStore:
         One at a time: an earlier checkpoint is finished first. Its failure is raised here, or by :meth:`finish`.
         """
         await self.finish()
-        temporary = self._folder / f"tmp.{step}"
+        # Never a name that was used before: a learner that was given up, but lives on behind a cut network, may still
+        # write into the folder that it was told.
+        temporary = self._folder / f"tmp.{step}.{uuid4().hex[:8]}"
         with self._failures(step):
-            shutil.rmtree(temporary, ignore_errors=True)
             try:
                 temporary.mkdir(parents=True)
                 await writer(temporary)
@@ -142,6 +144,10 @@ class CheckpointStore:
         kept = self._retention.kept(folders, newest=newest, scores=self._scores(), serving=keep)
         for step in folders.keys() - kept - self._held():
             shutil.rmtree(folders[step])
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, damaged ones included; the newest comes last."""
+        return [_step(folder) for folder in self._all()]
 
     def latest(self, *, before: int | None = None) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint that verifies, of those of steps before ``before``."""

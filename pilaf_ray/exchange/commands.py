@@ -33,6 +33,7 @@ def export_pairs(
         bool, typer.Option("--waiting", help="Pairs that wait for a label instead of labelled ones.")
     ] = False,
     ties: Annotated[bool, typer.Option("--ties", help="Preference data with ties.")] = False,
+    kept: Annotated[bool, typer.Option("--kept", help="Leave out pairs whose answers were dropped.")] = False,
 ) -> None:
     """Write pairs for other tools."""
     from pilaf_ray.console.app import open_reader
@@ -41,7 +42,7 @@ def export_pairs(
 
     reader = open_reader(run, _config(run))
     states = (PairState.SAMPLED,) if waiting else LABELLED
-    count = export(pair_records(reader.database, states=states), output, to=to.value, ties=ties)
+    count = export(pair_records(reader.database, states=states, kept=kept), output, to=to.value, ties=ties)
     reader.close()
     typer.echo(f"{count} pairs: {output}")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pilaf_ray.errors import LedgerError
 from pilaf_ray.store import codec
 from pilaf_ray.store.database import LedgerDatabase
 from pilaf_ray.store.queries import CONTENTS
@@ -37,8 +38,17 @@ class PairRecord:
     trained_step: int | None
 
 
-def pair_records(database: LedgerDatabase, *, states: tuple[PairState, ...]) -> Iterator[PairRecord]:
-    """Every sampled pair in one of ``states``, read a thousand at a time."""
+def pair_records(
+    database: LedgerDatabase, *, states: tuple[PairState, ...], kept: bool = False
+) -> Iterator[PairRecord]:
+    """Every sampled pair in one of ``states``, read a thousand at a time.
+
+    Args:
+        kept: leave out pairs whose answers were dropped.
+
+    Raises:
+        LedgerError: there are such pairs, and they are not to be left out.
+    """
     after = -1
     names = [state.value for state in states]
     while True:
@@ -50,6 +60,13 @@ def pair_records(database: LedgerDatabase, *, states: tuple[PairState, ...]) -> 
         with database.reading() as connection:
             rows = connection.execute(query).all()
         for row in rows:
+            if row.response_a is None and kept:
+                continue
+            if row.response_a is None:
+                raise LedgerError(
+                    f"answers of pair {row.pair_id} were dropped (store.compact_after_steps): "
+                    "add --kept to export the pairs that have theirs"
+                )
             pair = codec.decode_pair(row)
             yield PairRecord(
                 pair_id=row.pair_id,

@@ -1,5 +1,6 @@
 """What processes spend."""
 
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -35,14 +36,29 @@ class UsageClock:
 
 def resident_mib() -> float:
     """Resident memory now of this process and of all that it started, in MiB."""
-    own = psutil.Process()
+    own = os.getpid()
     total = 0
-    for process in (own, *own.children(recursive=True)):
+    for pid in (own, *_descendants(own)):
         try:
-            total += process.memory_info().rss
+            total += psutil.Process(pid).memory_info().rss
         except psutil.NoSuchProcess:
             continue
     return float(total) / 2**20
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Processes that ``pid`` started, and those that they did.
+
+    psutil looks at every process of the machine for that, and a heartbeat does it every few seconds in every role.
+    """
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = listed.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
 
 
 def peak_mib(pid: int) -> float:

@@ -110,6 +110,19 @@ class ReplicaPool(Generic[W]):
         if slot is not None:
             self._count_lost(slot, slot.incarnation, error)
 
+    async def unless_lost(self, number: int, work: Awaitable[T]) -> T:
+        """The result of ``work``, which replica ``number`` does outside :meth:`run`.
+
+        Raises:
+            RoleLostError: the replica was given up first, or is not there.
+        """
+        slot = self._slots.get(number)
+        if slot is None:
+            gone: asyncio.Future[RoleLostError] = asyncio.get_running_loop().create_future()
+            gone.set_result(RoleLostError(f"{self._role} {number} is not there"))
+            return await unless_gone(gone, work)
+        return await unless_gone(slot.gone, work)
+
     async def grow(self) -> int:
         """Start one more replica; returns its number once it takes work.
 

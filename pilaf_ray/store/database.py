@@ -40,6 +40,8 @@ class LedgerDatabase:
         self._engine = _make_engine(url, read_only=read_only)
         self.name = self._engine.url.render_as_string(hide_password=True)
         self._lock: Connection | None = None
+        self._turn: int | None = None
+        """How many writers SQLite's file has had, this one included."""
         self._schema = namespace if self._engine.dialect.name == "postgresql" else None
         if self._schema is not None:
             self._engine = self._engine.execution_options(schema_translate_map={None: self._schema})
@@ -55,9 +57,15 @@ class LedgerDatabase:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One transaction: all of it or nothing, and on disk when it returns."""
+        """One transaction: all of it or nothing, and on disk when it returns.
+
+        Raises:
+            LedgerError: a newer writer has opened the file since: this one was given up, and must change nothing.
+        """
         assert not self._read_only, "this ledger was opened for reading"
         with self._explained("written"), self._writer.begin() as connection:
+            if self._turn is not None and _turn(connection) != self._turn:
+                raise LedgerError(f"the ledger {self.name} has a newer writer: this one was replaced")
             yield connection
 
     @contextmanager
@@ -87,7 +95,12 @@ class LedgerDatabase:
 
     def _become_the_writer(self) -> None:
         """Make the schema, and hold its lock for as long as this process lives."""
-        if self._schema is None:  # SQLite: the run folder's lock keeps other writers away
+        if self._schema is None:
+            # The run folder's lock keeps other runs away; a writer of this run that was given up may come back.
+            with self._writer.begin() as connection:
+                turn = _turn(connection) + 1
+                connection.exec_driver_sql(f"PRAGMA user_version = {turn}")
+            self._turn = turn
             return
         with self._engine.begin() as connection:
             connection.execute(CreateSchema(self._schema, if_not_exists=True))
@@ -119,6 +132,11 @@ class LedgerDatabase:
         with self.writing() as connection:
             Base.metadata.create_all(connection)
             connection.execute(ledger.insert().values(schema_version=SCHEMA_VERSION))
+
+
+def _turn(connection: Connection) -> int:
+    """The number of the file's newest writer; SQLite keeps it in the header for its users."""
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
 
 
 def _make_engine(url: str, *, read_only: bool) -> Engine:

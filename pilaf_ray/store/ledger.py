@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, update
 
 from pilaf_ray.errors import LedgerError
-from pilaf_ray.store import codec, queries, reward_uses
+from pilaf_ray.store import codec, compaction, queries, reward_uses
 from pilaf_ray.store.database import LedgerDatabase
 from pilaf_ray.store.labels import LabelLog
 from pilaf_ray.store.leases import LeaseBook
@@ -65,6 +65,7 @@ class PreferenceLedger:
         """Every label event, also those that came too late."""
         self.leases = LeaseBook(self._database)
         """Pairs in the hands of people."""
+        self._compacted_below = 0
 
     @property
     def database(self) -> LedgerDatabase:
@@ -188,6 +189,9 @@ class PreferenceLedger:
         seeds will redo them; where people have answered, the pair and their labels are
         kept. Pairs that were rejected or have expired stay so. The label log keeps what was
         said of responses that are gone. Returns how many pairs went back to PLANNED.
+
+        Raises:
+            LedgerError: answers of pairs that would come back were dropped.
         """
         now = self._database.now()
         by_people = exists().where(
@@ -254,6 +258,23 @@ class PreferenceLedger:
         with self._database.reading() as connection:
             return reward_uses.newest_with_uses(connection, window_pairs=window_pairs, held_out=held_out)
 
+    def compact(self, through_step: int, window_pairs: int, held_out: float) -> int:
+        """Drop answers that nothing needs; returns of how many pairs.
+
+        Args:
+            through_step: no step before it is gone back to.
+            window_pairs, held_out: as for :meth:`reward_window`; 0 pairs without a reward model.
+        """
+        with self._database.writing() as connection:
+            dropped, self._compacted_below = compaction.drop_answers(
+                connection,
+                through_step=through_step,
+                since=self._compacted_below,
+                window_pairs=window_pairs,
+                held_out=held_out,
+            )
+        return dropped
+
     def next_plan_index(self) -> int:
         """The index that the next new plan gets."""
         with self._database.reading() as connection:
@@ -273,6 +294,7 @@ class PreferenceLedger:
 
     @staticmethod
     def _untrain(connection: Connection, step: int) -> int:
+        compaction.require_answers_after(connection, step)
         reward_uses.forget_uses_after(connection, step)
         result = connection.execute(
             update(pairs)

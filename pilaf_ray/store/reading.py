@@ -2,7 +2,9 @@
 
 from sqlalchemy import select
 
+from pilaf_ray.errors import LedgerError
 from pilaf_ray.store import codec, queries
+from pilaf_ray.store.compaction import with_answers
 from pilaf_ray.store.database import LedgerDatabase
 from pilaf_ray.store.queries import CONTENTS
 from pilaf_ray.store.records import LabelEvent, LedgerCounts
@@ -36,17 +38,20 @@ class LedgerReader:
             return queries.label_events(connection, pair_id)
 
     def trained_sample(self, count: int) -> list[LabeledPair]:
-        """``count`` trained pairs, evenly spread over the run."""
-        trained = pairs.c.state == PairState.TRAINED.value
+        """``count`` trained pairs, evenly spread over those of the run that have their answers."""
+        trained = select(pairs.c.plan_index).where(pairs.c.state == PairState.TRAINED.value)
         with self._database.reading() as connection:
-            indices = list(connection.scalars(select(pairs.c.plan_index).where(trained).order_by(pairs.c.plan_index)))
+            indices = list(connection.scalars(with_answers(trained).order_by(pairs.c.plan_index)))
             shown = min(count, len(indices))
             wanted = [indices[len(indices) * k // shown] for k in range(shown)]
             rows = connection.execute(CONTENTS.where(pairs.c.plan_index.in_(wanted)).order_by(pairs.c.plan_index))
             return [codec.decode_labeled(row) for row in rows]
 
     def trained_at(self, step: int) -> list[LabeledPair]:
-        """The batch of ``step``, in the order it was trained in."""
+        """The batch of ``step``, in the order it was trained in; raises LedgerError where its answers were dropped."""
+        query = CONTENTS.where(pairs.c.trained_step == step).order_by(pairs.c.plan_index)
         with self._database.reading() as connection:
-            rows = connection.execute(CONTENTS.where(pairs.c.trained_step == step).order_by(pairs.c.plan_index))
-            return [codec.decode_labeled(row) for row in rows]
+            rows = connection.execute(query).all()
+        if any(row.response_a is None for row in rows):
+            raise LedgerError(f"answers of step {step} were dropped (store.compact_after_steps): choose a later step")
+        return [codec.decode_labeled(row) for row in rows]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from pilaf_ray.errors import LedgerError
 from pilaf_ray.sampling.identity import is_held_out
 from pilaf_ray.store import codec, queries
 from pilaf_ray.store.tables import pairs, reward_uses
@@ -39,6 +40,11 @@ def newest_with_uses(connection: Connection, *, window_pairs: int, held_out: flo
         if len(found) == window_pairs:
             break
         if not is_held_out(row.pair_id, held_out):
+            if row.response_a is None:
+                raise LedgerError(
+                    f"answers of pair {row.pair_id} were dropped (store.compact_after_steps) under a smaller "
+                    "reward_model.replay.window_pairs, or another held_out: put those back"
+                )
             found.append(codec.decode_labeled(row))
     found.reverse()
     oldest = found[0].pair.plan.index if found else 0

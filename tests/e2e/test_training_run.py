@@ -112,11 +112,22 @@ def kill_in_step(process: subprocess.Popen[bytes], folder: Path, step: int, batc
     reader.close()
 
 
+def assert_replays(runs: Path, name: str, step: int, *, first: int) -> None:
+    """Steps ``first`` to ``step`` are executed again and give the losses that the run wrote down, to the last digit."""
+    command = ["from pilaf_ray.cli import main; main()", "replay", str(runs / name), "--step", str(step)]
+    done = subprocess.run([sys.executable, "-c", *command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.findall(r"step (\d+): recorded ([\d.]+), replayed ([\d.]+)", done.stdout)
+    expected = {line["step"]: f"{line['loss']:.8f}" for line in metrics(runs, name)}
+    assert found == [(str(n), expected[n], expected[n]) for n in range(first, step + 1)]
+
+
 async def test_synchronous_run_gives_the_reference_loops_losses(model: Path, uninterrupted: Path) -> None:
     lines = metrics(uninterrupted, "whole")
     assert {line["age/max"] for line in lines} == {0}
     config = load_config(TINY, settings(model, uninterrupted, "whole", *SYNCHRONOUS))
     assert [line["loss"] for line in lines] == pytest.approx(await reference_losses(config), abs=1e-3)
+    assert_replays(uninterrupted, "whole", 8, first=7)
 
 
 def kill_after(overrides: list[str], file: Path, lines: int) -> None:
@@ -205,3 +216,6 @@ def test_asynchronous_run_keeps_the_bound_over_fifty_steps(
     lines = metrics(tmp_path, "async")
     assert len(lines) == 50
     assert 1 <= max(line["age/max"] for line in lines) <= bound
+    if bound == 3:
+        # Its only checkpoint is that of the last step: from the run's beginning on.
+        assert_replays(tmp_path, "async", 3, first=1)

@@ -19,7 +19,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.handles import GeneratorPool, OraclePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.actors.learner_group import LearnerGroup
-from pilaf_ray.actors.weights import make_weight_sync
+from pilaf_ray.actors.weights import GeneratorUpdates, PublishedWeights, make_weight_sync
 from pilaf_ray.errors import OracleUnavailableError, PlacementError, PoisonPairError, RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.types import GenerationRequest, PairState, ResponsePair
@@ -313,6 +313,51 @@ async def test_weights_go_the_second_way_and_a_generator_that_takes_neither_is_r
     with pytest.raises(WeightSyncError, match=r"serves log-probabilities 0\.500 away from the learner's"):
         await sync.serve(3, await sync.push(3))
     await pool.close()
+
+
+class FakeGenerators:
+    """Replica 0 is replaced while it pulls; what is done to its successor is written down."""
+
+    def __init__(self) -> None:
+        self.actors: dict[int, str] = {0: "old"}
+        self.lost: list[int] = []
+
+    def lose(self, number: int, _error: RoleLostError) -> None:
+        self.lost.append(number)
+
+
+async def test_a_pull_that_ends_after_its_generator_was_replaced_does_not_cost_the_new_one() -> None:
+    generators = FakeGenerators()
+    roles: Any = SimpleNamespace(generators=generators, learner=FakeLearner())
+    updates = GeneratorUpdates(roles, probe_items=[], tolerance=None, deadline_seconds=30.0)
+    update = PublishedWeights(ticket=Ticket(3, "gloo"), probe_logprobs=[])
+    assert list(updates.pulls()) == [0]
+    late = RoleLostError("generator-0 did not answer within 30 s")
+    generators.actors = {0: "new"}
+    await updates.recover(0, update, late)
+    generators.actors = {}
+    await updates.recover(0, update, late)
+    assert generators.lost == []
+    generators.actors = {0: "old"}
+    updates.pulls()
+    await updates.recover(0, update, late)
+    assert generators.lost == [0]
+
+
+async def test_a_learner_that_dies_in_a_transfer_is_the_one_that_is_lost() -> None:
+    generators, learner = FakeGenerators(), FakeLearner()
+
+    async def dead(version: int) -> Ticket:
+        raise RoleLostError("policy learner rank 0 has died")
+
+    learner.publish_again = dead  # type: ignore[method-assign]
+    roles: Any = SimpleNamespace(generators=generators, learner=learner)
+    updates = GeneratorUpdates(roles, probe_items=[], tolerance=None, deadline_seconds=30.0)
+    updates.pulls()
+    update = PublishedWeights(ticket=Ticket(3, "gloo"), probe_logprobs=[])
+    with pytest.raises(RoleLostError, match="policy learner rank 0 has died"):
+        await updates.recover(0, update, WeightSyncError("connection closed by peer"))
+    assert generators.lost == []
 
 
 class _Rank:

@@ -2,24 +2,77 @@
 
 import ast
 import importlib.util
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.chaos_books import look
+from benchmarks.chaos_faults import Cell, cell, choose, free_roles
+from benchmarks.chaos_hooks import sitecustomize as hooks
+from benchmarks.chaos_job import FAULTS, ROLES, Fault
+
 ROOT = Path(__file__).parents[2]
+PLACES = sorted({*hooks.WORK, *((module, owner, method) for _, module, owner, method in hooks.PHASES)})
 
 
-def hooks() -> list[tuple[str, str, str]]:
-    """Module, class and method of each hook, from the file that every process of a run executes at its start."""
-    spec = importlib.util.spec_from_file_location("chaos_hooks", ROOT / "benchmarks/chaos_hooks/sitecustomize.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return list(module.WORK)
+def source(module: str) -> str:
+    package, _, rest = module.partition(".")
+    found = importlib.util.find_spec(package)
+    assert found is not None and found.submodule_search_locations is not None
+    return (Path(found.submodule_search_locations[0]) / f"{rest.replace('.', '/')}.py").read_text()
 
 
-@pytest.mark.parametrize(("module", "owner", "method"), hooks())
+@pytest.mark.parametrize(("module", "owner", "method"), PLACES)
 def test_every_hook_names_a_method_that_is_there(module: str, owner: str, method: str) -> None:
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == owner]
+    (found,) = [
+        node for node in ast.parse(source(module)).body if isinstance(node, ast.ClassDef) and node.name == owner
+    ]
     assert method in {node.name for node in found.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_a_trap_springs_once_and_strikes_whoever_it_names(tmp_path: Path) -> None:
+    orders = hooks.Orders(tmp_path)
+    (tmp_path / "trap-training").write_text('{"pid": 0, "fault": "exception", "delay": 0.0}')
+    with pytest.raises(RuntimeError, match="chaos"):
+        orders._enter("training")
+    assert (tmp_path / "sprung-training").is_file()
+    orders._enter("training")  # nothing is left to be taken
+    (tmp_path / "trap-sampling").write_text(f'{{"pid": {os.getppid()}, "fault": "exception", "delay": 0.0}}')
+    orders._enter("sampling")
+    assert (tmp_path / f"raise-{os.getppid()}").is_file()
+
+
+def test_a_wrapped_method_acts_before_each_call() -> None:
+    done: list[str] = []
+    owner = type("Owner", (), {"work": lambda _self: done.append("work")})
+    hooks._before(owner, "work", lambda: done.append("hook"))
+    method: Callable[[], None] = owner().work
+    method()
+    assert done == ["hook", "work"]
+
+
+def test_every_cell_is_met_before_any_is_met_twice() -> None:
+    roles, draw = list(ROLES), random.Random(3)
+    counts: Counter[Cell] = Counter()
+    for _ in range(len(roles) * len(FAULTS) * 6 - len(FAULTS)):
+        counts[cell(choose(draw, roles, counts))] += 1
+    assert set(counts.values()) == {1}
+    assert ("reward model", "SIGKILL", "resume") not in counts
+
+
+def test_faults_at_once_can_be_told_apart() -> None:
+    roles = list(ROLES)
+    assert free_roles(roles, []) == roles
+    assert free_roles(roles, ["generator"]) == ["reference", "oracle", "preference store"]
+    assert free_roles(roles, ["oracle", "learner"]) == []
+    assert Fault(role="oracle", kind="SIGKILL", moment="weight sync.pull").phase == "weight sync"
+
+
+def test_a_run_without_a_ledger_has_lost_nothing(tmp_path: Path) -> None:
+    found = look(SimpleNamespace(path=tmp_path).path)
+    assert (found.labels, found.labels_lost, found.counted_twice) == (0, [], [])

@@ -15,7 +15,7 @@ import pytest
 
 from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
 from pilaf_ray.engines.learner_layout import LearnerLayout, described, require_loadable
-from pilaf_ray.errors import CheckpointError
+from pilaf_ray.errors import CheckpointError, RoleLostError
 
 
 async def write(folder: Path) -> None:
@@ -99,7 +99,7 @@ async def test_a_checkpoint_behind_is_published_once_and_in_order(
     assert (store.latest(), published) == (None, []), "the step goes on before it is published"
     second = asyncio.create_task(store.write_behind(2, write, published=note))
     await asyncio.sleep(0)
-    assert not (tmp_path / "tmp.2").exists(), "the second waits for the first"
+    assert not list(tmp_path.glob("tmp.2.*")), "the second waits for the first"
     may_seal.set()
     await second
     await store.finish()
@@ -127,6 +127,28 @@ async def test_a_failure_behind_is_raised_by_the_next_and_only_once(
     await store.finish()
     assert store.latest() == (1, tmp_path / "step-000001")
     assert not list(tmp_path.glob("tmp.*"))
+
+
+async def test_a_learner_that_was_given_up_writes_into_no_later_checkpoint(tmp_path: Path) -> None:
+    """Cut off in the middle of a save it lives on, and goes on with it when the network heals."""
+    store, given_up = CheckpointStore(tmp_path, keep_last=2), list[Path]()
+
+    async def lost(folder: Path) -> None:
+        given_up.append(folder)
+        raise RoleLostError("policy learner rank 0 did not answer")
+
+    with pytest.raises(RoleLostError):
+        await store.write(4, lost)
+
+    async def rebuilt(folder: Path) -> None:
+        await write(folder)
+        given_up[0].mkdir(exist_ok=True)
+        (given_up[0] / "learner").mkdir()
+        (given_up[0] / "learner" / "weights").write_text("of the learner that was given up")
+
+    found = await store.write(4, rebuilt)
+    assert "given up" not in (found / "learner" / "weights").read_text()
+    assert store.latest() == (4, found)
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:

@@ -127,6 +127,24 @@ def test_ledger_survives_reopening(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_writer_that_was_replaced_and_comes_back_changes_nothing(tmp_path: Path) -> None:
+    """As one that was stopped, or cut off by the network, and is let go on."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    first = PreferenceLedger(url)
+    fill(first, 0)
+    second = PreferenceLedger(url)
+    second.mark_trained(1, ["pair-0"])
+    with pytest.raises(LedgerError, match="newer writer: this one was replaced"):
+        first.reset_after(0)
+    with pytest.raises(LedgerError, match="newer writer"):
+        fill(first, 1)
+    assert count(second) == count(first) == {"trained": 1}, "it may look"
+    fill(second, 1)
+    assert count(second) == {"trained": 1, "labeled": 1}
+    for ledger in (first, second):
+        ledger.close()
+
+
 def test_a_full_database_is_one_line_and_loses_nothing_acknowledged(ledger: PreferenceLedger) -> None:
     fill(ledger, 0)
     with ledger._database.reading() as connection:

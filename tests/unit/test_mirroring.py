@@ -100,7 +100,7 @@ async def test_a_copy_is_enough_to_go_on_in_an_empty_folder(tmp_path: Path, sche
     assert fetch_run(config, new) == 4
     found = CheckpointStore(new / "checkpoints", keep_last=1).latest()
     assert found == (4, new / "checkpoints" / "step-000004")
-    assert (found[1] / "learner" / "hf" / "weights").read_text() == "weights of tmp.4"
+    assert (found[1] / "learner" / "hf" / "weights").read_text().startswith("weights of tmp.4.")
     assert (new / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n', "a torn line is left out"
     assert json.loads((new / "evaluations" / "step-000002.json").read_text()) == {"step": 2}
     with closing(sqlite3.connect(new / "preferences.db")) as ledger:

@@ -102,6 +102,27 @@ async def in_time() -> AsyncIterator[None]:
         yield
 
 
+async def test_work_outside_the_pool_ends_with_its_replica() -> None:
+    world = World()
+    pool = world.pool(2)
+
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    async def quick() -> str:
+        return "done"
+
+    assert await pool.unless_lost(1, quick()) == "done"
+    cut_off = asyncio.ensure_future(pool.unless_lost(1, forever()))
+    await asyncio.sleep(0)
+    pool.lose(1, RoleLostError("no sign of life"))
+    with pytest.raises(RoleLostError, match="no sign of life"):
+        await cut_off
+    with pytest.raises(RoleLostError, match="generator 2 is not there"):
+        await pool.unless_lost(2, forever())
+    await pool.close()
+
+
 async def test_work_of_a_dead_replica_is_done_by_the_others_and_a_replacement_takes_work_again() -> None:
     world = World()
     pool = world.pool(2)
