@@ -90,7 +90,8 @@ def stop(
 
 
 def _scheduler(to: Target, address: str | None, namespace: str) -> "Scheduler":
-    from pilaf_ray.submission.schedulers import KubeRay, SkyPilot, Slurm
+    from pilaf_ray.submission.schedulers import KubeRay, SkyPilot
+    from pilaf_ray.submission.slurm import Slurm
 
     match to:
         case Target.ray:
