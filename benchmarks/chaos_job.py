@@ -33,7 +33,7 @@ MOMENTS = tuple(dict.fromkeys(phase for phase, *_ in hooks.PHASES))
 """When a fault may strike; what stands before the dot is the phase."""
 FIRST_JOB = "01000000"
 """Ray's name of the job of the driver that has started a cluster."""
-SUPERVISION = "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 6, failures_in_a_row: 6}"
+SUPERVISION = "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 10, failures_in_a_row: 6}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
