@@ -210,7 +210,7 @@ def lose(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
 
 
 def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, Any]:
-    """Cut a node with a rank of the learner off for ``seconds``, while another stands by. Returns what is to be told."""
+    """Cut a node with a rank off for ``seconds``, while a spare one stands by. Returns what is to be told."""
     lost = next(node for node in reversed(nodes[1:]) if node.hosts("ray::_Learner"))
     before, steps, moment = len(lost.pids()), max(run.steps()), time.time()
     lost.cut()
