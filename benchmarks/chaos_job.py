@@ -182,6 +182,7 @@ class Job:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait()
+        out_of_memory.tidy()
 
     def _descendants(self) -> list[psutil.Process]:
         try:
