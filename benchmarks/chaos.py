@@ -159,14 +159,14 @@ class Journal:
         """Add an outcome."""
         self._add("faults.jsonl", asdict(outcome))
 
-    def run(self, outcomes: Sequence[Outcome], books: Books, *, seconds: float) -> None:
+    def run(self, outcomes: Sequence[Outcome], books: Books, gain: dict[str, float], *, seconds: float) -> None:
         """Add the run's end."""
         survived = sum(outcome.survived for outcome in outcomes)
-        found = {"faults": len(outcomes), "survived": survived, "seconds": round(seconds), **asdict(books)}
+        found = {"faults": len(outcomes), "survived": survived, "seconds": round(seconds), **asdict(books), **gain}
         self._add("runs.jsonl", found)
 
     def _add(self, name: str, line: dict[str, Any]) -> None:
-        rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in line.items()}
+        rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
         with (self._folder / name).open("a") as stream:
             stream.write(json.dumps({**self._facts, **rounded}) + "\n")
 
@@ -219,10 +219,14 @@ def main(
     finally:
         job.end()
     books = read_books(job)
-    journal.run(outcomes, books, seconds=time.monotonic() - started)
-    console.print(summary(outcomes, books), markup=False)
     report = json.loads((job.path / "report/summary.json").read_text())
-    console.print(f"held-out reward: {report['reward_before']:.3f} before, {report['reward_after']:.3f} after")
+    gain = {key: report[key] for key in ("reward_before", "reward_after", "reward_gain", "reward_gain_se")}
+    journal.run(outcomes, books, gain, seconds=time.monotonic() - started)
+    console.print(summary(outcomes, books), markup=False)
+    console.print(
+        f"held-out reward: {gain['reward_before']:.3f} before, {gain['reward_after']:.3f} after; "
+        f"gain {gain['reward_gain']:.3f}, standard error {gain['reward_gain_se']:.3f}"
+    )
     if books.wrong or books.labels_lost or books.counted_twice or not all(o.survived for o in outcomes):
         raise typer.Exit(1)
 

@@ -31,7 +31,9 @@ ROLES = {
 FAULTS = ("SIGKILL", "SIGSTOP", "exception", *(("out of memory",) if out_of_memory.available() else ()))
 MOMENTS = tuple(dict.fromkeys(phase for phase, *_ in hooks.PHASES))
 """When a fault may strike; what stands before the dot is the phase."""
-SUPERVISION = "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 6, failures_in_a_row: 6}"
+FIRST_JOB = "01000000"
+"""Ray's name of the job of the driver that has started a cluster."""
+SUPERVISION = "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 10, failures_in_a_row: 6}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,12 +182,21 @@ class Job:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait()
+        out_of_memory.tidy()
 
     def _descendants(self) -> list[psutil.Process]:
         try:
-            return list(self.process.children(recursive=True))
+            return [process for process in self.process.children(recursive=True) if _is_own(process)]
         except psutil.NoSuchProcess:
             return []
+
+
+def _is_own(process: psutil.Process) -> bool:
+    """Not a role of somebody else's run that has joined this one's cluster, as ``RAY_ADDRESS=auto`` does."""
+    try:
+        return process.environ().get("RAY_JOB_ID", FIRST_JOB) == FIRST_JOB
+    except psutil.Error:
+        return False
 
 
 def title(process: psutil.Process) -> str:

@@ -78,10 +78,18 @@ class Node:
         if started.returncode:
             raise RuntimeError(f"Ray does not start on {self.name}: {started.stdout}{started.stderr}")
 
+    def pids(self) -> list[int]:
+        """The node's processes."""
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        return [int(word) for word in listed.stdout.split()]
+
+    def hosts(self, title: str) -> bool:
+        """Whether a process that calls itself so is on the node."""
+        return any(_title(pid).startswith(title) for pid in self.pids())
+
     def kill(self) -> int:
         """SIGKILL to everything on the node; returns how many processes that were."""
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
-        pids = [int(word) for word in listed.stdout.split()]
+        pids = self.pids()
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -97,17 +105,19 @@ class Node:
         """Put it back."""
         ip("link", "set", self._cable, "up")
 
-    def processes(self) -> int:
-        """How many there are on the node."""
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
-        return len(listed.stdout.split())
-
     def remove(self) -> None:
         """End the node and its network."""
         self.kill()
         # A namespace whose last process is still dying would keep its end of the cable.
         ip("link", "del", self._cable)
         ip("netns", "del", self.name)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 @contextmanager
@@ -200,12 +210,9 @@ def lose(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
 
 
 def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, Any]:
-    """Cut the last node off for ``seconds`` while a spare one stands by. Returns what is to be told."""
-    lost, spare = nodes[-1], Node(len(nodes))
-    nodes.append(spare)
-    spare.start(pool="learner", cpus=1)
-    before, moment = lost.processes(), time.time()
-    steps = max(run.steps())
+    """Cut a node with a rank off for ``seconds``, while a spare one stands by. Returns what is to be told."""
+    lost = next(node for node in reversed(nodes[1:]) if node.hosts("ray::_Learner"))
+    before, steps, moment = len(lost.pids()), max(run.steps()), time.time()
     lost.cut()
     try:
         # What is measured is what goes on in so long a time.
@@ -221,7 +228,7 @@ def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, An
         "steps_while_cut": meanwhile,
         "seconds_from_healing_to_a_step": round(time.time() - healed, 1),
         "seconds_until_the_learner_was_rebuilt": [round(event["time"] - moment, 1) for event in rebuilt],
-        "processes_of_the_node_before_and_at_the_end": [before, lost.processes()],
+        "processes_of_the_node_before_and_at_the_end": [before, len(lost.pids())],
     }
 
 
@@ -234,7 +241,8 @@ def main(
 ) -> None:
     """Lose a node or cut it off, and print what became of the run as JSON; exit code 1 if anything is wrong."""
     with bridge() as nodes:
-        nodes += [Node(number) for number in range(3)]
+        # Somewhere to go while a node is cut off; where one is killed for good, another joins afterwards.
+        nodes += [Node(number) for number in range(4 if fault is Fault.PARTITION else 3)]
         head = nodes[0]
         head.start(pool="generator", cpus=2, head=True)
         for node in nodes[1:]:

@@ -4,6 +4,7 @@ Needs the right to make control groups, which root has outside containers; both 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -26,6 +27,14 @@ def available() -> bool:
     """Whether processes can be starved here."""
     found = _group()
     return found is not None and os.access(found[0].parent, os.W_OK)
+
+
+def tidy() -> None:
+    """Remove the group, unless another run still uses it."""
+    found = _group()
+    if found is not None and found[0].is_dir():
+        with suppress(OSError):
+            found[0].rmdir()
 
 
 def starve(pid: int) -> None:

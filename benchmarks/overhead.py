@@ -66,6 +66,8 @@ class MeasuredRun(TrainingRun):
         self.seconds: list[float] = []
         """Of each block."""
         self.heartbeats = 0
+        self.stood_still = 0.0
+        """Seconds until the learner had written its files, of all checkpoints."""
 
     async def _after_step(self, report: StepReport, roles: Roles, schedule: Schedule, controller: Controller) -> None:
         """Between two blocks the clock stands: what the one before left under way is waited for."""
@@ -86,7 +88,9 @@ class MeasuredRun(TrainingRun):
         if arm is Arm.HEARTBEATS:
             self._beating = asyncio.create_task(self._beat(roles))
         elif arm is not Arm.PLAIN:
+            began = time.monotonic()
             await self._checkpoints.save(step, self._side.save, serving=schedule.served_version(step))
+            self.stood_still += time.monotonic() - began
             if arm is Arm.WAITED:
                 await self._checkpoints.store.finish()
 
@@ -130,6 +134,7 @@ def told(config: RunConfig, run: MeasuredRun, arms: list[Arm], steps: int, times
         return [round(100 * value / divisor, 3) for value in (found.value, found.low, found.high)]
 
     every = config.checkpoint.every_steps
+    written = sum(arm in (Arm.CHECKPOINT, Arm.WAITED) for arm in arms)
     return {
         "seconds_of_a_step": round(plain / steps, 4),
         "cycles": len(arms) // len(Arm),
@@ -144,6 +149,7 @@ def told(config: RunConfig, run: MeasuredRun, arms: list[Arm], steps: int, times
             "every_steps": every,
             "per_cent_of_a_step": share(Arm.CHECKPOINT, plain / steps * every),
             "waited_for_per_cent_of_a_step": share(Arm.WAITED, plain / steps * every),
+            "seconds_that_a_step_stood_still_for_one": round(run.stood_still / written, 4),
             "seconds_of_one": differences(run.seconds, arms, Arm.CHECKPOINT).value,
             "seconds_of_one_waited_for": differences(run.seconds, arms, Arm.WAITED).value,
         },

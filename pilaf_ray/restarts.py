@@ -57,6 +57,9 @@ def run_restartable(
             if resume:
                 EventLog(folder / "events.jsonl").record("controller lost", cause=_describe(code), step=reached)
             sleep(policy.pause(breaker.failures))
+            if stop.requested:
+                # It came while there was no controller to be told.
+                return code
 
 
 def start_controller(arguments: Sequence[str]) -> Start:
@@ -88,6 +91,9 @@ class _StopSignals:
     def wait_for(self, process: "subprocess.Popen[bytes]") -> int:
         """The exit code of ``process``."""
         self._process = process
+        if self.requested and process.poll() is None:
+            # It came while the controller was being started.
+            process.send_signal(signal.SIGTERM)
         return process.wait()
 
     def _forward(self, number: int, _frame: object) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from pilaf_ray.errors import PilafError, RoleLostError
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class RoleDiedError(RoleLostError):
-    """The process of a role is gone: never the consequence of another role's failure."""
+    """The process of a role is gone or out of reach: never the consequence of another role's failure."""
 
 
 async def call(reference: Awaitable[T], *, role: str, seconds: float) -> T:
@@ -36,6 +36,9 @@ async def call(reference: Awaitable[T], *, role: str, seconds: float) -> T:
         if isinstance(cause, PilafError):
             raise cause from None
         raise RoleLostError(f"{role} failed ({type(cause).__name__}: {_last_line(cause)}); see its log") from error
+    except ActorUnavailableError as error:
+        # The connection broke. What the call did there nobody knows, and a rank's part of a collective is lost with it.
+        raise RoleDiedError(f"{role} is cut off ({_last_line(error)}); see its log") from error
     except RayActorError as error:
         # Ray's text ends with the cause: the last line of a traceback, or how the process ended.
         raise RoleDiedError(f"{role} has died ({_last_line(error)}); see its log") from error

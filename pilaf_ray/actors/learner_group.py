@@ -13,7 +13,7 @@ from pilaf_ray.errors import RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.replica_slots import unless_gone
-from pilaf_ray.pipeline.supervision import SupervisionPolicy
+from pilaf_ray.pipeline.supervision import SupervisionPolicy, is_late
 from pilaf_ray.types import (
     LabeledPair,
     RewardScores,
@@ -125,11 +125,13 @@ class RankGroup:
         name, seconds = f"{self._role} rank {rank}", self._policy.heartbeat_seconds
         while not gone.done():
             await asyncio.sleep(self._policy.heartbeat_every)
+            asked = time.monotonic()
             try:
                 memory = await call(actor.heartbeat.remote(), role=name, seconds=seconds)
                 self._pulses[rank] = Pulse(time=time.time(), memory_mib=memory)
             except RoleLostError as error:
-                if not gone.done():
+                unread = is_late(time.monotonic() - asked, deadline=seconds) and not isinstance(error, RoleDiedError)
+                if not gone.done() and not unread:
                     gone.set_result(error)
 
 

@@ -38,7 +38,11 @@ def resident_mib() -> float:
     """Resident memory now of this process and of all that it started, in MiB."""
     own = os.getpid()
     total = 0
-    for pid in (own, *_descendants(own)):
+    if Path(f"/proc/{own}/task/{own}/children").exists():
+        started = list(_descendants(own))
+    else:  # the kernel was built without it
+        started = [process.pid for process in psutil.Process().children(recursive=True)]
+    for pid in (own, *started):
         try:
             total += psutil.Process(pid).memory_info().rss
         except psutil.NoSuchProcess:

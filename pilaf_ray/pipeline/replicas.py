@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from pilaf_ray.errors import GivenUpError, PilafError, PoisonPairError, RoleLostError
 from pilaf_ray.pipeline.replica_slots import Slot, unless_gone
-from pilaf_ray.pipeline.supervision import CircuitBreaker, Report, SupervisionPolicy, no_report
+from pilaf_ray.pipeline.supervision import CircuitBreaker, Report, SupervisionPolicy, is_late, no_report
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -290,10 +290,13 @@ class ReplicaPool(Generic[W]):
             incarnation, worker = slot.incarnation, slot.worker
             if worker is None:
                 continue
+            asked = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(seconds):
                     await ping(worker)
             except TimeoutError:
+                if is_late(asyncio.get_running_loop().time() - asked, deadline=seconds):
+                    continue
                 cause = f"{self._role} {slot.number} gave no sign of life for {seconds:g} s: stopped or stuck"
                 self._count_lost(slot, incarnation, RoleLostError(cause))
             except RoleLostError as error:

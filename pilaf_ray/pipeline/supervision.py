@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from pilaf_ray.errors import GivenUpError
 
+LATE_SECONDS = 2.0
+"""A timer that rings so much later than it was set for did so because its process did not run."""
+
 Report = Callable[..., None]
 """``report(event, **details)`` writes a line of ``events.jsonl``."""
 
@@ -34,6 +37,16 @@ class SupervisionPolicy:
         if failures <= 1:
             return 0.0
         return float(min(self.longest_pause, self.first_pause * 2 ** (failures - 2)))
+
+
+def is_late(passed: float, *, deadline: float) -> bool:
+    """Whether a deadline was noticed so long after its time that nothing follows from it.
+
+    Then whoever waited was stopped itself (a signal, a paused virtual machine), and answers may lie there unread.
+
+    Example: ``is_late(61.0, deadline=6.0)`` is True
+    """
+    return passed > deadline + LATE_SECONDS
 
 
 class CircuitBreaker:

@@ -1,12 +1,14 @@
 """Replicas that die, hang and come back, written by hand: what is repeated, who is blamed, when it ends."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from pilaf_ray.errors import GivenUpError, OracleError, PoisonPairError, RoleLostError
+from pilaf_ray.pipeline import supervision
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import CircuitBreaker, SupervisionPolicy
 
@@ -241,6 +243,25 @@ async def test_a_success_closes_the_breaker() -> None:
         world.made[-1].dead.set()
         assert (await ask(pool, f"{round_}")).startswith(f"{round_} by ")
         world.broken_starts = 2
+    await pool.close()
+
+
+async def test_a_controller_that_was_stopped_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timers ring late, before it has read the answers that came meanwhile."""
+    monkeypatch.setattr(supervision, "LATE_SECONDS", 0.05)
+    world, asked = World(), 0
+
+    async def ping(_replica: Replica) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            time.sleep(0.2)  # nothing of this process runs
+            await asyncio.Event().wait()
+
+    pool = world.pool(1, ping=ping, heartbeat_seconds=0.02)
+    while asked < 3:
+        await asyncio.sleep(0)
+    assert not world.events
     await pool.close()
 
 

@@ -82,3 +82,21 @@ def test_a_stop_is_passed_on_and_ends_it(tmp_path: Path) -> None:
     assert run(tmp_path, [(1, "wait")], restarts=5)[0] == 9
     assert len(starts(tmp_path)) == 1
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_request_to_stop_that_comes_between_two_controllers_is_heard(tmp_path: Path) -> None:
+    (tmp_path / "plan").write_text(json.dumps([(1, "kill"), (1, 0)]))
+
+    def start(resume: bool) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", _CONTROLLER, str(tmp_path), str(resume)])
+
+    code = run_restartable(
+        start,
+        resume=False,
+        folder=tmp_path,
+        restarts=3,
+        policy=SupervisionPolicy(),
+        sleep=lambda _seconds: signal.raise_signal(signal.SIGTERM),
+    )
+    assert code == -signal.SIGKILL
+    assert starts(tmp_path) == ["False"], "nobody is started who was asked to stop"
