@@ -177,7 +177,7 @@ def test_only_a_preempted_job_returns_and_it_is_told_to_save(machine: SlurmMachi
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_is_preempted_requeued_and_goes_on_to_its_end(machine: SlurmMachine, tmp_path: Path) -> None:
-    steps, policy = 60, make_tiny_llama(tmp_path / "policy", seed=0)
+    steps, policy = 30, make_tiny_llama(tmp_path / "policy", seed=0)
     run = Run(path=tmp_path / "runs" / "preempted")
     config = words(tmp_path, "preempted", f"model.policy={policy}", "evaluation.prompts=2", f"run.max_steps={steps}")
     job = submitted(machine, tmp_path, *config)
