@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
-from pilaf_ray.resource_plan import plan_on, planned_nodes
+from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
 _TEMPLATES = {
@@ -102,6 +102,20 @@ def check(job: Job, target: str) -> None:
             f"submission.kubernetes.mount_path = {mount}, where a restarted job finds it again"
         )
     plan_on(job.config, planned_nodes(job.config)).require()
+
+
+def memory_warnings(job: Job) -> tuple[str, ...]:
+    """Nodes and GPUs that the roles would fill beyond their memory, by the estimate of ``--dry-run``.
+
+    Empty where it cannot be said: no nodes are listed, or a model is not a folder of this machine.
+    """
+    config = job.config
+    reward = config.reward_model.path if config.reward_model else None
+    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward]
+    if not job.nodes or not all(Path(model).is_dir() for model in named if model):
+        return ()
+    plan = plan_on(config, planned_nodes(config))
+    return memory_shortfalls(config, role_memory(config), plan)
 
 
 def _require_accelerators(job: Job) -> None:

@@ -120,24 +120,74 @@ def test_a_job_that_waits_leaves_the_queue_when_it_is_stopped(machine: SlurmMach
     machine.ask("scancel", blocker)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_a_run_is_preempted_requeued_and_goes_on_to_its_end(machine: SlurmMachine, tmp_path: Path) -> None:
-    steps, policy = 60, make_tiny_llama(tmp_path / "policy", seed=0)
-    run = Run(path=tmp_path / "runs" / "preempted")
-    config = words(tmp_path, "preempted", f"model.policy={policy}", "evaluation.prompts=2", f"run.max_steps={steps}")
-    job = submitted(machine, tmp_path, *config)
-    until(lambda: len(run.steps()) >= 2, seconds=240)
+STAND_INS = {
+    # The driver: says that it has saved when it is told to end.
+    "python": """
+case "$1" in
+  -c) printf token;;
+  *) echo started; trap 'echo saved; kill $!; exit 0' TERM; sleep 600 & wait; echo "ended early";;
+esac
+""",
+    "ray": '[ "$1" = health-check ] || exec sleep 600\n',
+}
 
+
+def submit_stand_in(machine: SlurmMachine, folder: Path, name: str) -> tuple[str, Path]:
+    """The job's script with nothing but shell in Ray's and the driver's place; its id and its output, once it runs."""
+    for program, text in STAND_INS.items():
+        (folder / program).write_text(f"#!/bin/sh\n{text}")
+        (folder / program).chmod(0o755)
+    setup = f'submission.slurm.setup="PATH={folder}:$PATH"'
+    job = submitted(machine, folder, *words(folder, name, setup))
+    output = folder / "runs" / ".submitted" / f"pilaf-{name}-{job}.out"
+    until(lambda: output.exists() and "started" in output.read_text(), seconds=60)
+    return job, output
+
+
+def preempt(machine: SlurmMachine, job: str) -> float:
+    """Let a job of partition ``high`` take the node; the seconds until it has it, and ``job`` is in the queue again."""
     asked = time.monotonic()
     urgent = machine.ask("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=sleep 1")
     until(lambda: machine.job(urgent).state in ("RUNNING", "COMPLETED"), seconds=GRACE_SECONDS + 30)
-    yielded = time.monotonic() - asked
+    seconds = time.monotonic() - asked
+    until(lambda: machine.job(job).state == "PENDING", seconds=30)
+    # Slurm lets a requeued job wait for two minutes; a test need not.
+    machine.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    return seconds
+
+
+def test_only_a_preempted_job_returns_and_it_is_told_to_save(machine: SlurmMachine, tmp_path: Path) -> None:
+    job, output = submit_stand_in(machine, tmp_path, "preempted")
+    assert preempt(machine, job) < GRACE_SECONDS
+    until(lambda: output.read_text().count("started") == 2, seconds=90)
+    assert (output.read_text().count("saved"), machine.job(job).restarts) == (1, 1)
+    assert "interrupted by Slurm: back into the queue" in output.read_text()
+
+    assert machine.pilaf("stop", job, *TO_SLURM, cwd=tmp_path).returncode == 0
+    until(lambda: machine.job(job).state == "COMPLETED", seconds=30)
+    assert (output.read_text().count("saved"), machine.job(job).restarts) == (2, 1)
+
+    job, output = submit_stand_in(machine, tmp_path, "cancelled")
+    machine.ask("scancel", job)
+    until(lambda: machine.job(job).state == "CANCELLED", seconds=30)
+    assert machine.job(job).restarts == 0
+    assert "back into the queue" not in output.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_is_preempted_requeued_and_goes_on_to_its_end(machine: SlurmMachine, tmp_path: Path) -> None:
+    steps, policy = 30, make_tiny_llama(tmp_path / "policy", seed=0)
+    run = Run(path=tmp_path / "runs" / "preempted")
+    config = words(tmp_path, "preempted", f"model.policy={policy}", "evaluation.prompts=2", f"run.max_steps={steps}")
+    job = submitted(machine, tmp_path, *config)
+    until(lambda: len(run.steps()) >= 2, seconds=400)
+
+    yielded = preempt(machine, job)
     assert yielded < GRACE_SECONDS, "Slurm ended the job, which had not given its node back"
     saved = run.steps()[-1]
     assert saved < steps, "the run ended before it was preempted"
     assert (run.path / "checkpoints" / "latest").exists()
-    until(lambda: machine.job(job).state == "PENDING", seconds=30)
     assert machine.job(job).restarts == 1
 
     followed = machine.pilaf("logs", job, *TO_SLURM, "--follow", cwd=tmp_path)
@@ -159,7 +209,7 @@ def test_a_run_is_stopped_and_submitted_again(machine: SlurmMachine, tmp_path: P
     run = Run(path=tmp_path / "runs" / "stopped")
     config = words(tmp_path, "stopped", f"model.policy={policy}", "evaluation.prompts=2")
     first = submitted(machine, tmp_path, *config, "run.max_steps=5000")
-    until(lambda: len(run.steps()) >= 2, seconds=240)
+    until(lambda: len(run.steps()) >= 2, seconds=400)
     assert f"{first}\tRUNNING\tpilaf-stopped" in machine.pilaf("jobs", *TO_SLURM, cwd=tmp_path).stdout
     assert machine.pilaf("stop", first, *TO_SLURM, cwd=tmp_path).returncode == 0
     until(lambda: machine.job(first).state == "COMPLETED", seconds=GRACE_SECONDS)

@@ -16,7 +16,7 @@ from pilaf_ray import cli
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ClusterError, ConfigError, PlacementError
-from pilaf_ray.submission.job import Job, check, job_name, make_job, render
+from pilaf_ray.submission.job import Job, check, job_name, make_job, memory_warnings, render
 from pilaf_ray.submission.schedulers import SkyPilot, run_client
 from pilaf_ray.submission.slurm import Slurm
 
@@ -166,6 +166,22 @@ def test_what_cannot_run_is_refused_before_it_is_queued() -> None:
     with pytest.raises(ConfigError, match="takes one kind"):
         check(example(two), "slurm")
     check(example(two), "kuberay")
+
+
+def test_nodes_that_are_too_small_for_the_models_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shapes alone are enough; a model that is not on this machine says nothing."""
+    shape = ROOT / "configs" / "shapes" / "7b"
+    assert memory_warnings(example()) == (), "the policy is not here"
+    models = (f"model.policy={shape}", f"oracle.path={shape}")
+    assert memory_warnings(example(*models)) == ()
+    nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
+    words = ["submit", str(EXAMPLE), f"run.folder={tmp_path}", *models, nodes, "--to", "slurm", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "warning: generator would take 43 GiB of a GPU that has 40" in capsys.readouterr().err
 
 
 def test_paths_that_exist_are_absolute_and_hub_ids_stay(tmp_path: Path) -> None:
