@@ -15,7 +15,7 @@ from pilaf_ray.engines.engine_requests import final_output, sampling_params
 from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
 from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import register
-from pilaf_ray.engines.weight_publishers import WeightUpdate
+from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.engines.weight_updates import WeightUpdater, version_label
 from pilaf_ray.errors import PilafError, PromptError
 from pilaf_ray.observability.busy import BusyMeter

@@ -14,12 +14,12 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pilaf_ray.engines.rendezvous import own_address
+from pilaf_ray.engines.weight_tickets import SampleChecksum, WeightUpdate
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -30,26 +30,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2 * 2**30
 KEPT_VERSIONS = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightUpdate:
-    """A ticket for one published version of the policy's weights.
-
-    Example: ``WeightUpdate(version=3, transport="filesystem", location="/run/weights/v00000003",
-    num_tensors=20, num_bytes=500_000, sample_checksum="9f…")``
-    """
-
-    version: int
-    transport: str
-    location: str
-    """A folder (filesystem) or ``host:port`` (gloo and nccl)."""
-    num_tensors: int
-    num_bytes: int
-    sample_checksum: str
-    """SHA-256 over names, dtypes, shapes and up to 256 evenly spaced values of each tensor."""
-    adapter_scale: float | None = None
-    """The tensors are A and B of adapters, and the policy is reference + scale·B·A; None: they are the policy."""
 
 
 class WeightPublisher(Protocol):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pilaf_ray.engines.weight_checksum import SampleChecksum
 from pilaf_ray.engines.weight_publishers import FilesystemPublisher, PeerPublisher, make_publisher
+from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 

@@ -1,14 +1,33 @@
-"""A cheap fingerprint of weights, by which a receiver knows that it has what was sent."""
+"""What a receiver of weights is told: the version, where it is, and a cheap fingerprint to know it by."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from pilaf_ray.types import WeightUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLES_PER_TENSOR = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightUpdate:
+    """A ticket for one published version of the policy's weights.
+
+    Example: ``WeightUpdate(version=3, transport="filesystem", location="/run/weights/v00000003",
+    num_tensors=20, num_bytes=500_000, sample_checksum="9f…")``
+    """
+
+    version: int
+    transport: str
+    location: str
+    """A folder (filesystem) or ``host:port`` (gloo and nccl)."""
+    num_tensors: int
+    num_bytes: int
+    sample_checksum: str
+    """SHA-256 over names, dtypes, shapes and up to 256 evenly spaced values of each tensor."""
+    adapter_scale: float | None = None
+    """The tensors are A and B of adapters, and the policy is reference + scale·B·A; None: they are the policy."""
 
 
 class SampleChecksum:
