@@ -191,6 +191,11 @@ class Job:
             return []
 
 
+def leave_nothing_behind() -> None:
+    """Let SIGTERM, as ``timeout`` sends it, end this process by an exception: what is started is ended on the way."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 def _is_own(process: psutil.Process) -> bool:
     """Not a role of somebody else's run that has joined this one's cluster, as ``RAY_ADDRESS=auto`` does."""
     try:
