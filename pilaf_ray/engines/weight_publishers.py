@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
 
 from pilaf_ray.engines.rendezvous import own_address
 from pilaf_ray.errors import ConfigError, WeightSyncError
@@ -133,7 +134,8 @@ class FilesystemPublisher:
     """Writes safetensors shards into ``folder/v<version>``; keeps the last two versions.
 
     A version appears all at once: shards are written and synced under a temporary
-    name, and the folder is renamed last.
+    name, and the folder is renamed last. Versions above the one that is published are those
+    of a learner that was lost: the run has gone back behind them, and they are removed.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -148,10 +150,12 @@ class FilesystemPublisher:
             WeightSyncError: the folder cannot be written.
         """
         final = self._folder / f"v{version:08d}"
-        temporary = self._folder / f"tmp.v{version:08d}"
+        # A name of its own: a learner that was given up may live on behind a cut network, and write.
+        temporary = self._folder / f"tmp.v{version:08d}.{uuid4().hex[:8]}"
         checksum = SampleChecksum()
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in self._folder.glob("tmp.v*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
             names = [_write_shard(temporary, i, s) for i, s in enumerate(_shards(named_tensors, checksum))]
             (temporary / "shards.json").write_text(json.dumps(names))
@@ -164,7 +168,7 @@ class FilesystemPublisher:
                 f"cannot publish weights version {version} in {self._folder}: {error}; "
                 "check free space and that the folder is writable"
             ) from error
-        self._drop_old()
+        self._drop_others(version)
         return checksum.ticket(
             version=version, transport="filesystem", location=str(final), adapter_scale=adapter_scale
         )
@@ -175,10 +179,11 @@ class FilesystemPublisher:
     def close(self) -> None:
         """Nothing to free: the files stay for generators that join later."""
 
-    def _drop_old(self) -> None:
-        versions = sorted(p for p in self._folder.iterdir() if re.fullmatch(r"v\d{8,}", p.name))
-        for stale in versions[:-KEPT_VERSIONS]:
-            shutil.rmtree(stale, ignore_errors=True)
+    def _drop_others(self, newest: int) -> None:
+        folders = {int(p.name[1:]): p for p in self._folder.iterdir() if re.fullmatch(r"v\d{8,}", p.name)}
+        kept = sorted(version for version in folders if version <= newest)[-KEPT_VERSIONS:]
+        for version in folders.keys() - set(kept):
+            shutil.rmtree(folders[version], ignore_errors=True)
 
 
 def _shards(named_tensors: Iterable[tuple[str, "Tensor"]], checksum: SampleChecksum) -> Iterator[dict[str, "Tensor"]]:

@@ -28,6 +28,19 @@ def test_a_version_is_complete_and_two_are_kept(tmp_path: Path) -> None:
     assert (tickets[-1].num_tensors, tickets[-1].num_bytes) == (2, 3 * 5 * 4 + 7 * 2)
 
 
+def test_after_a_rollback_the_new_versions_stay_and_those_of_the_lost_learner_go(tmp_path: Path) -> None:
+    """The checkpoint is several versions back: what its learner publishes has lower numbers than what is there."""
+    lost = FilesystemPublisher(tmp_path)
+    for version in (2, 3, 4):
+        lost.publish(version, [("w", torch.full((2,), float(version)))])
+    (tmp_path / "tmp.v00000005").mkdir()
+    rebuilt = FilesystemPublisher(tmp_path)
+    for version in (0, 1, 2):
+        ticket = rebuilt.publish(version, [("w", torch.full((2,), 10.0 + version))])
+        assert (Path(ticket.location) / "shards.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000001", "v00000002"]
+
+
 def test_publishing_again_replaces_the_version(tmp_path: Path) -> None:
     publisher = FilesystemPublisher(tmp_path)
     first, second = (publisher.publish(4, tensors(seed).items()) for seed in (1, 2))
