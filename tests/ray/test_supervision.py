@@ -368,6 +368,33 @@ async def test_a_learner_that_dies_in_a_transfer_is_the_one_that_is_lost() -> No
     assert generators.lost == []
 
 
+async def test_a_newcomer_outlives_the_learner_whose_weights_it_was_pulling() -> None:
+    pulled: list[object] = []
+
+    async def spawn(number: int) -> str:
+        return f"generator {number}"
+
+    async def works(_actor: object, _number: int, update: object) -> None:
+        pulled.append(update)
+
+    async def superseded(_actor: object, _number: int, _update: object) -> None:
+        pool.follow(works, "of the new learner")
+        raise WeightSyncError("did not arrive: connection refused")
+
+    async def forgotten(_actor: object, _number: int, _update: object) -> None:
+        pool.forget_weights()
+        raise RoleLostError("policy learner rank 0 has died")
+
+    pool = GeneratorPool([], spawn=spawn, call_seconds=30, policy=PATIENT)
+    pool.follow(superseded, "of the lost learner")
+    assert await pool._newcomer(3) == "generator 3"
+    assert pulled == ["of the new learner"]
+    pool.follow(forgotten, "of the lost learner")
+    assert await pool._newcomer(4) == "generator 4"
+    assert pulled == ["of the new learner"], "the rebuilt learner will be pulled from later"
+    await pool.close()
+
+
 class FakeEngine:
     """Takes weights when it is let."""
 
