@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.chaos_books import Books, read_books
 from benchmarks.chaos_faults import ALONE, Aftermath, Cell, Outcome, cell, choose, count_cells, free_roles, inject
-from benchmarks.chaos_job import ROOT, Fault, Job
+from benchmarks.chaos_job import ROOT, Fault, Job, leave_nothing_behind
 from benchmarks.machine import machine
 
 RESULTS = ROOT / "docs/results/chaos"
@@ -201,6 +201,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
     """Inject faults and write down what became of them; exit code 1 if anything did not survive."""
+    leave_nothing_behind()
     console = Console(width=160)
     where = machine()
     facts = {"seed": seed, "commit": commit(), "cpu": where["cpu"], "cores": where["cores"], "config": config.name}

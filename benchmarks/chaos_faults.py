@@ -18,6 +18,8 @@ STOPPED_SECONDS = 60.0
 WATCHED_SECONDS = 5.0
 """How long a process that goes on is watched for damage."""
 TRAP_SECONDS = 45.0
+"""How long a moment is waited for; a resumption comes after the learner has been started anew, and is given longer."""
+RESUMPTION_SECONDS = 240.0
 # Seconds that the moments take on the tiny model, about: a fault strikes at their beginning or somewhere in them.
 SPANS = {"sampling": 0.2, "training": 0.2, "weight sync.pull": 0.2, "checkpoint.write": 0.1, "resume.load": 0.1}
 SHORT_SPAN = 0.01
@@ -109,10 +111,12 @@ def inject(job: Job, fault: Fault, *, patience: float, meanwhile: Callable[[], o
     victim = job.victim(fault.role)
     if victim is None:
         return None
-    before, step, mark = look(job.path), job.last_step(), job.event_mark()
+    before, mark = look(job.path), job.event_mark()
     struck = _strike(job, victim, fault, meanwhile)
     if struck is None:
         return None
+    # Not earlier: steps go on until the moment comes.
+    step = job.last_step()
     return Aftermath(job, fault, victim, before, struck=struck, step=step, mark=mark, patience=patience)
 
 
@@ -123,7 +127,7 @@ def _strike(job: Job, victim: psutil.Process, fault: Fault, meanwhile: Callable[
         learner = job.victim("learner")
         if learner is not None:
             learner.kill()
-    deadline = time.monotonic() + TRAP_SECONDS
+    deadline = time.monotonic() + (RESUMPTION_SECONDS if resumes else TRAP_SECONDS)
     while time.monotonic() < deadline and job.runs():
         struck = job.sprung(fault)
         if struck is not None:

@@ -1,5 +1,6 @@
 """A run in processes of its own, seen from outside and struck from there."""
 
+import ctypes
 import json
 import os
 import signal
@@ -31,6 +32,8 @@ ROLES = {
 FAULTS = ("SIGKILL", "SIGSTOP", "exception", *(("out of memory",) if out_of_memory.available() else ()))
 MOMENTS = tuple(dict.fromkeys(phase for phase, *_ in hooks.PHASES))
 """When a fault may strike; what stands before the dot is the phase."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 FIRST_JOB = "01000000"
 """Ray's name of the job of the driver that has started a cluster."""
 SUPERVISION = "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 10, failures_in_a_row: 6}"
@@ -89,6 +92,7 @@ class Job:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_stop_with_parent,
         )
 
     def runs(self) -> bool:
@@ -189,6 +193,16 @@ class Job:
             return [process for process in self.process.children(recursive=True) if _is_own(process)]
         except psutil.NoSuchProcess:
             return []
+
+
+def _stop_with_parent() -> None:
+    """In the child: SIGTERM when its parent dies, however that happens; the run would go on for ever otherwise."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def leave_nothing_behind() -> None:
+    """Let SIGTERM, as ``timeout`` sends it, end this process by an exception: what is started is ended on the way."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def _is_own(process: psutil.Process) -> bool:

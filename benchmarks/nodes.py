@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.chaos_books import Books, read_books
+from benchmarks.chaos_job import leave_nothing_behind
 
 ROOT = Path(__file__).parents[1]
 BRIDGE, PREFIX, PORT = "pilaf-br", "10.77.0", 6390
@@ -240,6 +241,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
     """Lose a node or cut it off, and print what became of the run as JSON; exit code 1 if anything is wrong."""
+    leave_nothing_behind()
     with bridge() as nodes:
         # Somewhere to go while a node is cut off; where one is killed for good, another joins afterwards.
         nodes += [Node(number) for number in range(4 if fault is Fault.PARTITION else 3)]

@@ -21,7 +21,7 @@ import psutil
 import typer
 
 from benchmarks.chaos import START_SECONDS, commit
-from benchmarks.chaos_job import ROOT, Job
+from benchmarks.chaos_job import ROOT, Job, leave_nothing_behind
 from benchmarks.machine import machine
 from pilaf_ray.evaluation.statistics import Interval, percentile_interval
 
@@ -120,6 +120,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
     """Run without faults and say how the memory of each role changes."""
+    leave_nothing_behind()
     job = Job(folder.resolve(), f"soak-{config.stem}", overrides or [], config=config.resolve(),
               base=["run.restarts=1"], struck=False)  # fmt: skip
     readings: list[Reading] = []

@@ -155,7 +155,12 @@ class GeneratorPool(_Replicas):
             while self._newest is not None and self._newest is not served:
                 served = self._newest
                 pull, update = self._newest
-                await pull(actor, number, update)
+                try:
+                    await pull(actor, number, update)
+                except PilafError:
+                    # Of a learner that was lost meanwhile; what is newest now, if anything is, decides.
+                    if self._newest is served:
+                        raise
         except BaseException:
             await end_actor(actor)
             raise

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -25,6 +25,7 @@ from pilaf_ray.types import (
     TokenPair,
 )
 
+T = TypeVar("T")
 StartGroup = Callable[[], Awaitable[Sequence[Any]]]
 
 OTHER_RANKS_SECONDS = 5.0
@@ -57,6 +58,15 @@ class RankGroup:
             ReplicaStatus(number=rank, serving=serving, pulse=self._pulses.get(rank))
             for rank in range(len(self._actors))
         ]
+
+    @property
+    def loss(self) -> RoleLostError | None:
+        """Why the group is of no more use; None while it is."""
+        return self._gone.result() if self._gone.done() else None
+
+    async def unless_lost(self, work: Awaitable[T]) -> T:
+        """The result of ``work`` of others that needs this group; raises RoleLostError once the group is lost."""
+        return await unless_gone(self._gone, work)
 
     async def rebuild(self) -> None:
         """End what is left of the group and start another, which has learned nothing so far."""

@@ -8,6 +8,8 @@ not taken for a dead one; it says how much memory is in use (MiB). The generator
 engine, which is a process of its own.
 """
 
+import asyncio
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +53,7 @@ class _Generator:
         # Its engine's processes meet the learner for new weights.
         listen_at(ray.util.get_node_ip_address())
         self._generator = Generator(**arguments)
-        self._updating = False
+        self._updates = 0
 
     async def start(self) -> None:
         from pilaf_ray.engines.engine_processes import EngineProcesses
@@ -61,18 +63,24 @@ class _Generator:
 
     async def heartbeat(self) -> float:
         # An engine that takes new weights answers nothing else; slowness there is for the update's own deadline.
-        await (self._processes.alive() if self._updating else self._generator.heartbeat())
+        await (self._processes.alive() if self._updates else self._generator.heartbeat())
         return resident_mib()
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         return await self._generator.generate(request)
 
     async def update_weights(self, update: "WeightUpdate", deadline_seconds: float) -> None:
-        self._updating = True
-        try:
-            await self._generator.update_weights(update, deadline_seconds=deadline_seconds)
-        finally:
-            self._updating = False
+        # Whoever asked may go away, e.g. because the learner has died: an update that was cut off in its middle would
+        # leave the engine paused for ever. It ends by itself, and the next one waits for it.
+        task = asyncio.ensure_future(self._generator.update_weights(update, deadline_seconds=deadline_seconds))
+        self._updates += 1
+        task.add_done_callback(self._updated)
+        await asyncio.shield(task)
+
+    def _updated(self, task: "asyncio.Task[None]") -> None:
+        self._updates -= 1
+        if not task.cancelled() and task.exception() is not None:
+            logging.getLogger(__name__).warning("weights were not updated: %s", task.exception())
 
     async def score(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
         logprobs: list[float] = await self._generator.score(prompt, response)

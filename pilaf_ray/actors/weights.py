@@ -73,12 +73,15 @@ class GeneratorUpdates:
 
     async def recover(self, number: int, update: PublishedWeights, error: Exception) -> None:
         """Try the second way; replace a generator that cannot go it either, or is dead."""
+        if (loss := self._roles.learner.loss) is not None:
+            # Its death in the middle of a transfer is no generator's fault.
+            raise loss
         actor = self._roles.generators.actors.get(number)
         if actor is None or actor is not self._asked.get(number):
             # It was lost, and what has taken its place has pulled: that one must not be replaced for it.
             return
         if isinstance(error, WeightSyncError):
-            # A learner that has died in the middle of a transfer is no generator's fault: its loss is raised.
+            # Raises where the learner turns out to be lost now.
             again = await self._publish_again(update)
             try:
                 await self._pull_second_way(actor, number, again, error)
@@ -97,8 +100,9 @@ class GeneratorUpdates:
         await call(remote, role=f"generator-{number}", seconds=self._deadline)
 
     async def _pull_unless_lost(self, actor: Any, number: int, update: PublishedWeights) -> None:
-        # One that is cut off would be waited for until the deadline.
-        await self._roles.generators.unless_lost(number, self._pull(actor, number, update))
+        # Neither a generator that is cut off nor one that waits for a learner that is gone has until the deadline.
+        pull = self._roles.generators.unless_lost(number, self._pull(actor, number, update))
+        await self._roles.learner.unless_lost(pull)
 
     async def _pull_somehow(self, actor: Any, number: int, update: PublishedWeights) -> None:
         try:

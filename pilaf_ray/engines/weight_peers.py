@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 BUCKET_BYTES = 64 * 2**20
+CONNECT_SECONDS = 10.0
+"""A publisher listens before it hands a ticket out: one that cannot be reached for so long is gone."""
 SENDER, RECEIVER = 0, 1
 
 
@@ -70,6 +72,18 @@ class NcclPeer:
 
 PEERS: dict[str, type[GlooPeer] | type[NcclPeer]] = {"gloo": GlooPeer, "nccl": NcclPeer}
 """By ``weights.transport``."""
+
+
+def join_store(location: str, *, timeout: timedelta) -> "TCPStore":
+    """The store of the publisher at ``host:port``; ``timeout`` is that of each later wait. Raises RuntimeError."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, _, port = location.rpartition(":")
+    # PyTorch tries again for as long as this, also where the connection is refused at once.
+    soon = min(timeout, timedelta(seconds=CONNECT_SECONDS))
+    store = TCPStore(host, int(port), None, is_master=False, timeout=soon)
+    store.set_timeout(timeout)
+    return store
 
 
 def connect(transport: str, store: "TCPStore", *, receiver: int, rank: int, timeout: timedelta) -> Peer:

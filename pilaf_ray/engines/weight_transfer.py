@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.lora import merge_stream
-from pilaf_ray.engines.weight_peers import RECEIVER, buckets, connect
+from pilaf_ray.engines.weight_peers import RECEIVER, buckets, connect, join_store
 from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import WeightSyncError
 
@@ -193,12 +193,9 @@ class PeerTransferEngine(PolicyTransferEngine):
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
         if ticket.transport == "filesystem":
             return _read_folder(ticket)
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        host, _, port = ticket.location.rpartition(":")
         timeout = timedelta(seconds=ticket.timeout_seconds)
         try:
-            store = TCPStore(host, int(port), None, is_master=False, timeout=timeout)
+            store = join_store(ticket.location, timeout=timeout)
             manifest: list[dict[str, Any]] = json.loads(store.get("manifest"))
             receiver = store.add("joined", 1)
             peer = connect(ticket.transport, store, receiver=receiver, rank=RECEIVER, timeout=timeout)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.handles import GeneratorPool, OraclePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.actors.learner_group import LearnerGroup
+from pilaf_ray.actors.roles import _Generator
 from pilaf_ray.actors.weights import GeneratorUpdates, PublishedWeights, make_weight_sync
 from pilaf_ray.errors import OracleUnavailableError, PlacementError, PoisonPairError, RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
@@ -276,6 +277,10 @@ class FakeLearner:
     """Publishes by gloo, again by folder; its log-probabilities are minus the version."""
 
     lie = 0.0
+    loss: RoleLostError | None = None
+
+    async def unless_lost(self, work: Awaitable[None]) -> None:
+        await work
 
     async def publish(self, version: int) -> Ticket:
         return Ticket(version, "gloo")
@@ -357,7 +362,69 @@ async def test_a_learner_that_dies_in_a_transfer_is_the_one_that_is_lost() -> No
     update = PublishedWeights(ticket=Ticket(3, "gloo"), probe_logprobs=[])
     with pytest.raises(RoleLostError, match="policy learner rank 0 has died"):
         await updates.recover(0, update, WeightSyncError("connection closed by peer"))
+    learner.loss = RoleLostError("policy learner rank 0 gave no sign of life")
+    with pytest.raises(RoleLostError, match="no sign of life"):
+        await updates.recover(0, update, learner.loss)
     assert generators.lost == []
+
+
+async def test_a_newcomer_outlives_the_learner_whose_weights_it_was_pulling() -> None:
+    pulled: list[object] = []
+
+    async def spawn(number: int) -> str:
+        return f"generator {number}"
+
+    async def works(_actor: object, _number: int, update: object) -> None:
+        pulled.append(update)
+
+    async def superseded(_actor: object, _number: int, _update: object) -> None:
+        pool.follow(works, "of the new learner")
+        raise WeightSyncError("did not arrive: connection refused")
+
+    async def forgotten(_actor: object, _number: int, _update: object) -> None:
+        pool.forget_weights()
+        raise RoleLostError("policy learner rank 0 has died")
+
+    pool = GeneratorPool([], spawn=spawn, call_seconds=30, policy=PATIENT)
+    pool.follow(superseded, "of the lost learner")
+    assert await pool._newcomer(3) == "generator 3"
+    assert pulled == ["of the new learner"]
+    pool.follow(forgotten, "of the lost learner")
+    assert await pool._newcomer(4) == "generator 4"
+    assert pulled == ["of the new learner"], "the rebuilt learner will be pulled from later"
+    await pool.close()
+
+
+class FakeEngine:
+    """Takes weights when it is let."""
+
+    def __init__(self) -> None:
+        self.may_load = asyncio.Event()
+        self.loaded: list[int] = []
+
+    async def update_weights(self, ticket: Ticket, *, deadline_seconds: float) -> None:
+        await self.may_load.wait()
+        self.loaded.append(ticket.version)
+
+    async def heartbeat(self) -> None:
+        raise AssertionError("an engine that takes weights answers nothing")
+
+    async def alive(self) -> None:
+        """Its process runs."""
+
+
+async def test_an_update_that_nobody_waits_for_any_more_comes_to_its_end() -> None:
+    generator, engine = object.__new__(_Generator), FakeEngine()
+    generator._generator, generator._processes, generator._updates = engine, engine, 0  # type: ignore[assignment]
+    asked = asyncio.ensure_future(generator.update_weights(Ticket(4, "gloo"), 30.0))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert await generator.heartbeat() > 0, "the process is looked at, not the engine"
+    engine.may_load.set()
+    while generator._updates:
+        await asyncio.sleep(0)
+    assert engine.loaded == [4]
 
 
 class _Rank:

@@ -1,13 +1,16 @@
 """Messages between a sender and a receiver: order, bytes, and how tensors are packed into them."""
 
+import socket
 import threading
+import time
 from datetime import timedelta
 
+import pytest
 import torch
 from torch.distributed import TCPStore
 
 from pilaf_ray.engines import weight_peers
-from pilaf_ray.engines.weight_peers import RECEIVER, SENDER, Peer, buckets, connect, packed
+from pilaf_ray.engines.weight_peers import RECEIVER, SENDER, Peer, buckets, connect, join_store, packed
 
 
 def test_buckets_keep_the_order_and_the_limit() -> None:
@@ -21,6 +24,25 @@ def test_packed_bytes_are_those_of_the_tensors_one_behind_the_other() -> None:
     flat = packed(tensors)
     assert flat.dtype is torch.uint8
     assert flat.tolist() == [byte for t in tensors for byte in t.reshape(-1).view(torch.uint8).tolist()]
+
+
+def test_a_publisher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_peers, "CONNECT_SECONDS", 0.5)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        location = f"127.0.0.1:{closed.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"timed out|refused"):
+        join_store(location, timeout=timedelta(seconds=600))
+    assert time.monotonic() - began < 60
+
+
+def test_waits_for_a_publisher_that_is_there_have_their_own_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_peers, "CONNECT_SECONDS", 5.0)
+    timeout = timedelta(seconds=20)
+    store = TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
+    joined = join_store(f"127.0.0.1:{store.port}", timeout=timeout)
+    assert joined.timeout == timeout
 
 
 def test_two_receivers_of_one_store_get_their_own_messages_in_order() -> None:
