@@ -62,11 +62,11 @@ class RankGroup:
     @property
     def loss(self) -> RoleLostError | None:
         """Why the group is of no more use; None while it is."""
-        return self._gone.result() if self._gone.done() else None
+        return self._gone.error
 
     async def unless_lost(self, work: Awaitable[T]) -> T:
         """The result of ``work`` of others that needs this group; raises RoleLostError once the group is lost."""
-        return await unless_gone(self._gone, work)
+        return await self._gone.unless_gone(work)
 
     async def rebuild(self) -> None:
         """End what is left of the group and start another, which has learned nothing so far."""
