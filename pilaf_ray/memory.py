@@ -6,7 +6,7 @@ CPUs every part lies in host memory. The constants of this module are measured;
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pilaf_ray.errors import ModelError
 
@@ -17,8 +17,8 @@ RUNTIME_MIB = {"generator": 1560, "learner": 650, "reference": 590, "oracle": 17
 KEPT_SHARE = 0.8
 """CPU learner: freed memory that the allocator keeps (see actors/launch.py), per byte of activations. It grows
 with the number of differently shaped batches; a fit to six runs of the packaged model, see docs/operations.md."""
-BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's reduce_bucket_size; on GPUs the bucket is allocated whole."""
+LARGEST_BUCKET = 500_000_000
+"""Elements of gradients that DeepSpeed reduces at once: its own choice, where there are as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +38,8 @@ class ModelShape:
     kv_heads: int
     head_size: int
     tied: bool = False
+    stored: int = 2
+    """Bytes of an element in the model's files."""
 
     def kv_bytes_a_token(self, element: int) -> int:
         """Keys and values of one token in all layers."""
@@ -119,6 +121,7 @@ def shape_of(config: object, *, head: bool = True) -> ModelShape:
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
         tied=head and bool(getattr(text, "tie_word_embeddings", False)),
+        stored=torch.finfo(getattr(config, "dtype", None) or torch.float32).bits // 8,
     )
 
 
@@ -146,60 +149,75 @@ def layer_activations(shape: ModelShape, element: int) -> float:
 
 def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstimate:
     """One learner rank. With GPUs the model is still loaded, sent out and saved through host memory."""
-    n, element = shape.parameters, BYTES[settings.precision]
-    stage, ranks = settings.zero_stage, settings.ranks
-    adapters = settings.adapter_parameters
-    trained, held = (n, n) if adapters is None else (adapters, n + adapters)
-    share = trained / ranks
-    tokens = settings.micro_batch_tokens
-    layer = layer_activations(shape, element)
-    kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
-    activations = tokens * kept
-    # On GPUs DeepSpeed takes its bucket whole; on CPUs only what is written to becomes resident.
-    bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, trained)
-    work = {
-        "weights": element * (held / ranks if stage == 3 else held),
-        "gradients": element * (share if stage == 3 else trained),
-        "reduced gradients": 4 * share if stage else 0,
-        "master weights": 4 * share if stage or element < 4 else 0,
-        "optimizer": 8 * (share if stage else trained),
-        "communication": element * bucket if stage else 0,
-        "activations": activations,
-        "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
-    }
-    host = {
-        "loading": 4 * n if settings.on_gpu else 0,
-        "weights to send": element * trained * (2 if settings.transport == "gloo" else 1),
-        "checkpoint": element * n,
-        "allocator": 0 if settings.on_gpu else KEPT_SHARE * activations,
-        "runtime": RUNTIME_MIB["learner"] * MIB,
-    }
-    estimate = _estimate("learner", work, host, on_gpu=settings.on_gpu)
-    return replace(estimate, first_only=("weights to send", "checkpoint"))
+    return _training("learner", shape, settings, loaded=shape, share=1.0, sends=True)
 
 
-def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, *, trained: float) -> MemoryEstimate:
+def scalar_head_memory(
+    role: str, shape: ModelShape, settings: LearnerSettings, *, trained: float, loaded: ModelShape
+) -> MemoryEstimate:
     """One rank of a reward or value model of which the share ``trained`` of the layers, the last ones, is trained.
 
     What a layer below them takes is its weights. The output layer over the vocabulary is gone, the embeddings are not.
+
+    Args:
+        loaded: the whole model that it is cut from.
     """
-    parts = learner_memory(shape, settings)
-    scaled = {
-        "gradients",
-        "reduced gradients",
-        "master weights",
-        "optimizer",
-        "communication",
-        "activations",
-        "allocator",
-    }
     share = 1.0 if trained == 1.0 else trained * (1 - shape.vocabulary * shape.hidden / shape.parameters)
+    return _training(role, shape, settings, loaded=loaded, share=share, sends=False)
 
-    def scale(sizes: tuple[tuple[str, float], ...]) -> dict[str, float]:
-        return {name: size * (share if name in scaled else 1.0) for name, size in sizes if name != "weights to send"}
 
-    device, host = (tuple(scale(sizes).items()) for sizes in (parts.device, parts.host))
-    return MemoryEstimate(role=role, device=device, host=host, first_only=parts.first_only)
+def _training(
+    role: str, shape: ModelShape, settings: LearnerSettings, *, loaded: ModelShape, share: float, sends: bool
+) -> MemoryEstimate:
+    """A rank that trains ``share`` of the weights, and keeps activations of as much."""
+    n, element = shape.parameters, BYTES[settings.precision]
+    stage, adapters = settings.zero_stage, settings.adapter_parameters
+    trained, held = (n * share, n) if adapters is None else (adapters, n + adapters)
+    own = trained / settings.ranks
+    layer = layer_activations(shape, element)
+    kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
+    states: dict[str, float] = {
+        "weights": element * (held / settings.ranks if stage == 3 else held),
+        "master weights": 4 * own if stage or element < 4 else 0,
+        "optimizer": 8 * (own if stage else trained),
+    }
+    gradients: dict[str, float] = {
+        "gradients": element * (own if stage == 3 else trained),
+        "reduced gradients": 4 * own if stage else 0,
+        "communication": element * min(LARGEST_BUCKET, trained) if stage else 0,
+    }
+    tokens = settings.micro_batch_tokens
+    forward = {
+        "activations": tokens * kept * share,
+        "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
+    }
+    sent, gloo = (element * trained if sends else 0), settings.transport == "gloo"
+    runtime, first_only = {"runtime": RUNTIME_MIB["learner"] * MIB}, ("weights to send", "checkpoint")
+    if settings.on_gpu:
+        device = _parts({**states, **gradients, **forward})
+        copies = {"loading": 4 * n, "weights to send": sent * (2 if gloo else 1), "checkpoint": element * n}
+        return MemoryEstimate(role=role, device=device, host=_parts(copies | runtime), first_only=first_only)
+    # Over gloo the newest version stays in memory until the next one is whole.
+    lasting: dict[str, float] = {**states, "weights to send": sent if gloo else 0}
+    host = _largest(
+        _loading(loaded, 4),
+        # A micro-batch goes forward beside the gradients of those before; its own come while activations go.
+        {**lasting, "gradients": gradients["gradients"], **forward, "allocator": KEPT_SHARE * sum(forward.values())},
+        lasting | gradients,
+        {**states, "weights to send": sent * (2 if gloo else 1)},
+        {**lasting, "checkpoint": element * n},
+    )
+    return MemoryEstimate(role=role, device=(), host=_parts(host | runtime), first_only=first_only)
+
+
+def _loading(shape: ModelShape, element: int) -> dict[str, float]:
+    """While weights are copied out of their files, those count as resident, too."""
+    return {"weights": element * shape.parameters, "their files": shape.stored * shape.parameters}
+
+
+def _largest(*phases: dict[str, float]) -> dict[str, float]:
+    """What is there at the moment when most is."""
+    return max(phases, key=lambda phase: sum(phase.values()))
 
 
 def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEstimate:
@@ -225,11 +243,13 @@ def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEs
 def scorer_memory(role: str, shape: ModelShape, *, dtype: str, tokens: int, chunk: int, on_gpu: bool) -> MemoryEstimate:
     """A model that only looks at ``tokens`` at once: the reference, or a reward model (``chunk`` 0)."""
     element = BYTES[dtype]
-    work = {
+    work: dict[str, float] = {
         "weights": element * shape.parameters,
         "activations": tokens * element * (6 * shape.hidden + 3 * shape.intermediate),
         "logits": 3 * 4 * min(chunk, tokens) * shape.vocabulary,
     }
+    if not on_gpu:
+        work = _largest(_loading(shape, element), work)
     name = role if role in RUNTIME_MIB and chunk else "oracle model"
     return _estimate(role, work, {"runtime": RUNTIME_MIB[name] * MIB}, on_gpu=on_gpu)
 

@@ -108,14 +108,16 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
     )
 
 
-def _scalar_head_shape(head: RewardModelSection | ValueModelConfig, policy: ModelShape) -> tuple[ModelShape, float]:
-    """What is left of the model that a scalar head is put on, and which share of its layers is trained."""
-    shape = read_shape(head.path, head=False) if head.path else policy
+def _scalar_head_shape(
+    head: RewardModelSection | ValueModelConfig, policy: ModelShape
+) -> tuple[ModelShape, ModelShape, float]:
+    """The model that a scalar head is put on, what is left of it, and which share of its layers is trained."""
+    shape = whole = read_shape(head.path, head=False) if head.path else policy
     if head.layers is not None and head.layers < shape.layers:
         each = (shape.parameters - shape.vocabulary * shape.hidden) / shape.layers
         left = shape.parameters - round(each * (shape.layers - head.layers))
         shape = replace(shape, layers=head.layers, parameters=left)
-    return shape, 1.0 if head.trainable_layers is None else head.trainable_layers / shape.layers
+    return whole, shape, 1.0 if head.trainable_layers is None else head.trainable_layers / shape.layers
 
 
 def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None) -> MemoryEstimate:
@@ -136,9 +138,10 @@ def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None)
     if not isinstance(config.algorithm, PpoConfig):
         return own
     value = config.algorithm.value
-    shape, trained = _scalar_head_shape(value, policy)
-    whole = replace(settings, logprob_chunk_tokens=0, adapter_parameters=None)
-    beside = scalar_head_memory("value", shape, whole, trained=trained)
+    _, shape, trained = _scalar_head_shape(value, policy)
+    every_weight = replace(settings, logprob_chunk_tokens=0, adapter_parameters=None)
+    # It is loaded before either of the two has trained, when there is room.
+    beside = scalar_head_memory("value", shape, every_weight, trained=trained, loaded=replace(shape, stored=0))
     # The two take turns, so activations are there once; the process is one.
     shared = {"activations", "allocator", "runtime", "logits"}
     device, host = (
@@ -152,7 +155,7 @@ def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None)
 def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
     reward = config.reward_model
     assert reward is not None, "only a run with a reward model has memory for it"
-    shape, trained = _scalar_head_shape(reward, policy)
+    whole, shape, trained = _scalar_head_shape(reward, policy)
     return scalar_head_memory(
         "reward",
         shape,
@@ -167,6 +170,7 @@ def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
             on_gpu=config.resources.reward.gpus > 0,
         ),
         trained=trained,
+        loaded=whole,
     )
 
 

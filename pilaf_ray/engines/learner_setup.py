@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-LARGEST_BUCKET = 500_000_000
-"""Elements of gradients that are reduced at once, DeepSpeed's own choice."""
+from pilaf_ray.memory import LARGEST_BUCKET
 
 
 def schedule_factor(name: str, *, warmup_steps: int, total_steps: int) -> Callable[[int], float]:

@@ -1,14 +1,18 @@
-"""Nodes that do not belong in one run, and a port that is taken: one line each."""
+"""Nodes that do not belong in one run, a port that is taken, a head or a place that is gone: one line each."""
 
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pilaf_ray.actors import cluster, placement
 from pilaf_ray.console.address import require_free_port
-from pilaf_ray.errors import ClusterError, ConfigError
+from pilaf_ray.errors import ClusterError, ConfigError, RoleLostError
 from pilaf_ray.node_agreement import NodeFacts, read_facts, require_agreement
+from pilaf_ray.placement import RoleRequest, make_groups
 
 HERE = NodeFacts(
     node="a", versions=(("python", "3.11.7"), ("torch", "2.13.0"), ("pilaf_ray", "12ab")), sees_folder=True
@@ -52,3 +56,48 @@ def test_a_port_that_is_taken_is_said() -> None:
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} cannot be bound \(Address already in use\)"):
             require_free_port("127.0.0.1", port)
     require_free_port("127.0.0.1", port)
+
+
+def test_a_head_that_does_not_answer_is_one_line_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    refusal = pytest.raises(ClusterError, match=rf"no Ray head answers at {address} \(Connection refused\): start it")
+    with refusal, cluster.ray_cluster(address=address, num_cpus=1):
+        pass
+
+
+def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1\n")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        words = "Version mismatch: The cluster was started with: Ray: 2.1.0 Python: 3.9.1"
+        refusal = pytest.raises(ClusterError, match=rf"cannot join the Ray cluster at {address}: {words}$")
+        with refusal, cluster.ray_cluster(address=address, num_cpus=1):
+            pass
+
+
+async def test_a_place_that_does_not_come_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's words for a reservation whose node was lost are RESCHEDULING, and CREATED once it is placed again."""
+    states: Iterator[str] = iter(["CREATED"])
+    monkeypatch.setattr(placement, "placement_group", lambda *_, **__: object())
+    monkeypatch.setattr(placement, "PlacementGroupSchedulingStrategy", lambda *_, **__: "there")
+    monkeypatch.setattr(placement, "placement_group_table", lambda _: {"state": next(states)})
+    reservations = placement.Reservations(make_groups([RoleRequest(role="generator", replicas=1, gpus=1.0, cpus=4.0)]))
+    for group in reservations._groups:
+        reservations._ask(group)
+    await reservations.granted("generator", 0)
+    await reservations.granted("oracle", 0)  # nothing was planned for it
+    states = iter(["RESCHEDULING", "CREATED"])
+    await reservations.granted("generator", 0)
+    states = iter(["RESCHEDULING", "RESCHEDULING"])
+    reservations._seconds = 0.0
+    with pytest.raises(
+        RoleLostError, match="generator 0 has no place: the cluster shrank below the plan, and 1 GPU, 4 CPUs on"
+    ):
+        await reservations.granted("generator", 0)
