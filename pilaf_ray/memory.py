@@ -8,6 +8,7 @@ CPUs every part lies in host memory. The constants of this module are measured;
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings
 from pilaf_ray.errors import ModelError
 
 MIB, GIB = 2**20, 2**30
@@ -83,6 +84,13 @@ class LearnerSettings:
     on_gpu: bool
     adapter_parameters: int | None = None
     """Of low-rank adapters, which are all that is trained and sent; None trains every weight."""
+    quantised: bool = False
+    """Linear layers below the adapters are held in 4 bits."""
+    sequence_parallel: int = 1
+    """Ranks that share the tokens of a micro-batch."""
+    hybrid_ranks: int = 1
+    """Ranks that keep all weights among themselves from the forward to the backward."""
+    offload: OffloadSettings = NO_OFFLOAD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,14 +159,16 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
     adapters = settings.adapter_parameters
     trained, held = (n, n) if adapters is None else (adapters, n + adapters)
     share = trained / ranks
-    tokens = settings.micro_batch_tokens
+    tokens = settings.micro_batch_tokens / settings.sequence_parallel
     layer = layer_activations(shape, element)
     kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
     activations = tokens * kept
     # On GPUs DeepSpeed takes its bucket whole; on CPUs only what is written to becomes resident.
     bucket = BUCKET_ELEMENTS if settings.on_gpu else min(BUCKET_ELEMENTS, trained)
+    weights = element * held - (_saved_by_4_bits(shape, element) if settings.quantised else 0)
     work = {
-        "weights": element * (held / ranks if stage == 3 else held),
+        "weights": weights / ranks if stage == 3 else weights,
+        "weights for the backward": element * held / settings.hybrid_ranks if settings.hybrid_ranks > 1 else 0,
         "gradients": element * (share if stage == 3 else trained),
         "reduced gradients": 4 * share if stage else 0,
         "master weights": 4 * share if stage or element < 4 else 0,
@@ -174,8 +184,21 @@ def learner_memory(shape: ModelShape, settings: LearnerSettings) -> MemoryEstima
         "allocator": 0 if settings.on_gpu else KEPT_SHARE * activations,
         "runtime": RUNTIME_MIB["learner"] * MIB,
     }
+    for place, parts in (
+        (settings.offload.optimizer, ("reduced gradients", "master weights", "optimizer")),
+        (settings.offload.parameters, ("weights",)),
+    ):
+        for name in parts if place is not None else ():
+            size = work.pop(name)
+            host |= {name: size} if place == "cpu" else {}
     estimate = _estimate("learner", work, host, on_gpu=settings.on_gpu)
     return replace(estimate, first_only=("weights to send", "checkpoint"))
+
+
+def _saved_by_4_bits(shape: ModelShape, element: int) -> float:
+    """Bytes less than at ``element`` each: half a byte a weight, and a scale in fp32 for each 64."""
+    outside = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return (element - 0.5 - 4 / 64) * (shape.parameters - outside)
 
 
 def scalar_head_memory(role: str, shape: ModelShape, settings: LearnerSettings, *, trained: float) -> MemoryEstimate:
