@@ -11,7 +11,7 @@ class OffloadSection(Section):
     """What of the learner leaves its device between uses."""
 
     optimizer: Literal["cpu", "nvme"] | None = None
-    """Master weights, the optimiser's state and its step: on the host, or on a disk; ZeRO 1 to 3."""
+    """Master weights, the optimiser's state and its step: on the host (ZeRO 1 to 3), or on a disk (ZeRO-3)."""
     parameters: Literal["cpu", "nvme"] | None = None
     """The weights of the forward, fetched layer by layer; ZeRO-3."""
     nvme_path: str | None = None
@@ -79,6 +79,12 @@ class LearnerSection(Section):
         if self.zero_stage == 0 and self.offload.optimizer:
             raise ValueError(
                 "learner.offload.optimizer needs an optimiser that ZeRO keeps: set learner.zero_stage: 1, 2 or 3"
+            )
+        if self.offload.optimizer == "nvme" and self.zero_stage != 3:
+            # DeepSpeed takes the word, and keeps the state on the host.
+            raise ValueError(
+                "learner.offload.optimizer: nvme is for ZeRO-3 only: set learner.zero_stage: 3, or "
+                "learner.offload.optimizer: cpu"
             )
         for name, asked in (("offload.parameters", self.offload.parameters), ("hybrid_ranks", self.hybrid_ranks > 1)):
             if asked and self.zero_stage != 3:

@@ -18,7 +18,7 @@ class OffloadSettings:
     """
 
     optimizer: Place | None = None
-    """The optimiser's state, fp32 master weights and the step itself; under ZeRO 1 to 3."""
+    """The optimiser's state, fp32 master weights and the step itself; under ZeRO 1 to 3, to a disk under ZeRO-3."""
     parameters: Place | None = None
     """Weights that are parted among ranks; under ZeRO-3."""
     nvme_path: str | None = None

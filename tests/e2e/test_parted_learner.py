@@ -187,13 +187,12 @@ def builds(_: dict[str, Any]) -> bool:
     return async_io_builds()
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_training_with_a_disk(stage: int, alone: RankProcesses, every_weight: Training, folder: Path) -> None:
+@pytest.mark.parametrize("parameters", [None, "nvme"])
+def test_training_with_a_disk(parameters: Any, alone: RankProcesses, every_weight: Training, folder: Path) -> None:
     if not alone.run(builds)[0]:
         pytest.skip("DeepSpeed's asynchronous I/O cannot be built: libaio-dev is not installed")
-    weights = {} if stage == 2 else {"parameters": "nvme"}
-    disk = OffloadSettings(optimizer="nvme", nvme_path=str(folder), **weights)
-    require_same(alone.run(train, folder / "model", folder, {"zero_stage": stage, "offload": disk}), every_weight)
+    disk = OffloadSettings(optimizer="nvme", parameters=parameters, nvme_path=str(folder))
+    require_same(alone.run(train, folder / "model", folder, {"zero_stage": 3, "offload": disk}), every_weight)
 
 
 # Last, because DeepSpeed keeps its groups of ranks for all later engines of a process.

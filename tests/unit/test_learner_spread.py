@@ -36,6 +36,10 @@ PPO = ["algorithm={type: ppo}", "reward_model={}", "learner.ranks=2"]
         (["learner.offload={optimizer: cpu}", "learner.zero_stage=0"], "set learner.zero_stage: 1, 2 or 3"),
         (["learner.offload={parameters: cpu}"], "set learner.zero_stage: 3, or leave learner.offload.parameters out"),
         (["learner.offload={optimizer: nvme}"], "set learner.offload.nvme_path"),
+        (
+            ["learner.offload={optimizer: nvme, nvme_path: /tmp}"],
+            "learner.offload.optimizer: nvme is for ZeRO-3 only: set learner.zero_stage: 3, or",
+        ),
         (["learner.offload={optimizer: disk}"], "learner.offload.optimizer: Input should be 'cpu' or 'nvme'"),
         (
             ["model.lora={rank: 4, alpha: 8, quantise: nf4}", "learner.zero_stage=3"],
@@ -89,6 +93,7 @@ def test_a_disk_must_be_there_and_be_reachable(tmp_path: Path) -> None:
         check_disk(OffloadSettings(parameters="nvme", nvme_path="/nowhere"), async_io=lambda: True)
     model = make_tiny_llama(tmp_path / "model", seed=0)
     words = [f"model.policy={model}", "learner.offload={optimizer: nvme, nvme_path: /nowhere}"]
+    words.append("learner.zero_stage=3")
     with pytest.raises(ConfigError, match="there is no folder '/nowhere' on this node"):
         build_inputs(load_config(TINY, words))
 
