@@ -10,12 +10,13 @@ import importlib.util
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from pilaf_ray.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def require_bitsandbytes() -> None:
         )
 
 
-def load_quantised(path: str, *, compute_dtype: torch.dtype) -> nn.Module:
+def load_quantised(path: str, *, compute_dtype: "torch.dtype") -> "nn.Module":
     """The model at ``path`` with every linear layer below the head in NF4, the rest in fp32; on the host.
 
     Raises:
@@ -40,6 +41,7 @@ def load_quantised(path: str, *, compute_dtype: torch.dtype) -> nn.Module:
         ModelError: the model cannot be loaded.
     """
     require_bitsandbytes()
+    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(
@@ -58,14 +60,14 @@ def load_quantised(path: str, *, compute_dtype: torch.dtype) -> nn.Module:
     return network
 
 
-def forget_quantiser(network: nn.Module) -> None:
+def forget_quantiser(network: "nn.Module") -> None:
     """Let ``network`` be saved as the ordinary model that its dequantised weights make."""
     model: Any = network
     del model.hf_quantizer, model.config.quantization_config
     model.is_quantized = model.is_loaded_in_4bit = False
 
 
-def dequantised(parameter: nn.Parameter) -> Tensor:
+def dequantised(parameter: "nn.Parameter") -> "Tensor":
     """The numbers that a parameter stands for: its own, or those that its 4 bits mean, in its layer's shape."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
@@ -87,6 +89,7 @@ def write_base(path: str, folder: Path) -> None:
     """
     if (folder / "config.json").is_file():
         return
+    import torch
     from transformers import AutoConfig, AutoTokenizer
 
     dtype = getattr(AutoConfig.from_pretrained(path), "dtype", None) or torch.float32
