@@ -13,17 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.workers import Commands, forget_peak, peak_mib, resident_mib
-from pilaf_ray.types import (
-    FinishReason,
-    LabeledPair,
-    PairPlan,
-    PreferenceLabel,
-    Prompt,
-    ReferenceLogprobs,
-    ResponsePair,
-    SampledResponse,
-    VersionSpan,
-)
+from pilaf_ray.data.made_pairs import made_pair
 
 Row = dict[str, Any]
 """A pair: token ids ``prompt``, ``a`` (preferred) and ``b``, and log π_ref ``reference_a`` and ``reference_b``."""
@@ -71,39 +61,6 @@ class Turns:
             self.done(time.perf_counter() - started, loss)
 
 
-def labeled_pair(index: int, row: Row) -> LabeledPair:
-    """The message that a run would give the learner."""
-
-    def response(tokens: Sequence[int]) -> SampledResponse:
-        return SampledResponse(
-            token_ids=tuple(tokens),
-            text="",
-            coefficient=0.0,
-            logprobs=(0.0,) * len(tokens),
-            versions=(VersionSpan(version=0, start=0, end=len(tokens)),),
-            finish_reason=FinishReason.LENGTH,
-        )
-
-    name = str(index)
-    plan = PairPlan(
-        pair_id=name,
-        index=index,
-        prompt=Prompt(prompt_id=name, text="", token_ids=tuple(row["prompt"])),
-        branch="on_policy",
-        coefficient_a=0.0,
-        coefficient_b=0.0,
-        seed_a=0,
-        seed_b=0,
-        present_b_first=False,
-        label_seed=0,
-    )
-    return LabeledPair(
-        pair=ResponsePair(plan=plan, a=response(row["a"]), b=response(row["b"])),
-        label=PreferenceLabel(pair_id=name, probability=1.0, source="benchmark"),
-        reference=ReferenceLogprobs(pair_id=name, a=row["reference_a"], b=row["reference_b"]),
-    )
-
-
 def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
     """The policy learner of a run: rank 0 of 1, through DeepSpeed."""
     import deepspeed  # noqa: F401 - the learner imports it when the model is loaded
@@ -122,7 +79,17 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
         betas=tuple(arguments.pop("betas")),
         **arguments,
     )
-    items = [labeled_pair(index, row) for index, row in enumerate(batch)]
+    items = [
+        made_pair(
+            index,
+            row["prompt"],
+            row["a"],
+            row["b"],
+            probability=1.0,
+            reference=(row["reference_a"], row["reference_b"]),
+        )
+        for index, row in enumerate(batch)
+    ]
     steps = count(1)
     turns.take(lambda: learner.train_step(next(steps), items).loss)
 

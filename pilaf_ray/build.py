@@ -22,7 +22,10 @@ from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.engines.lora_checks import count_adapter_parameters
+from pilaf_ray.engines.quantised import require_bitsandbytes
 from pilaf_ray.engines.scalar_head_checks import check_scalar_head
+from pilaf_ray.engines.sequence_checks import check_sequence_parallel
+from pilaf_ray.engines.zero_options import check_disk
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
 from pilaf_ray.observability.tensorboard_sink import require_tensorboard
@@ -30,7 +33,7 @@ from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
-from pilaf_ray.resource_plan import lora_settings
+from pilaf_ray.resource_plan import cluster_address, lora_settings, offload_settings
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
@@ -57,6 +60,13 @@ def build_inputs(config: RunConfig) -> RunInputs:
     _check_scalar_heads(config)
     if lora := lora_settings(config):
         count_adapter_parameters(config.model.policy, lora)
+        if lora.quantise is not None:
+            require_bitsandbytes()
+    if (together := config.learner.sequence_parallel) > 1:
+        check_sequence_parallel(config.model.policy, ranks=together)
+    if cluster_address(config) is None:
+        # Elsewhere the ranks look at their own nodes.
+        check_disk(offload_settings(config))
     check_models(config.model.policy, config.model.reference_path, max_model_len=config.model.max_length)
     check_tokenizers(config.model.policy, config.model.reference_path)
     train: PromptSource = _stream(config) if config.prompts.train.stream else _load(config, config.prompts.train)
@@ -268,10 +278,12 @@ def learner_arguments(config: RunConfig, inputs: RunInputs, folder: RunFolder) -
     """Arguments of the policy learner's class, rank and rendezvous aside."""
     learner = config.learner
     if isinstance(config.algorithm, RolloutAlgorithm):
-        arguments = rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
-        return {**arguments, "lora": lora_settings(config)}
+        return rollout_learner_arguments(config, config.algorithm, precision=inputs.precision, folder=folder)
     return {
         "lora": lora_settings(config),
+        "sequence_parallel": learner.sequence_parallel,
+        "offload": offload_settings(config),
+        "hybrid_ranks": learner.hybrid_ranks,
         "model_path": config.model.policy,
         "world_size": learner.ranks,
         "zero_stage": learner.zero_stage,

@@ -12,6 +12,7 @@ from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort, RewardScorer, To
 from pilaf_ray.pipeline.reward_trainer import RewardStorePort, RewardTrainer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
 from pilaf_ray.pipeline.supervision import Report, no_report
+from pilaf_ray.resource_plan import lora_settings, offload_settings
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.types import RolloutPlan
@@ -83,6 +84,8 @@ def rollout_learner_arguments(
     adaptive = controller if isinstance(controller, AdaptiveKlConfig) else None
     return {
         "model_path": config.model.policy,
+        "lora": lora_settings(config),
+        "sequence_parallel": learner.sequence_parallel,
         "world_size": learner.ranks,
         "zero_stage": learner.zero_stage,
         "precision": precision,
@@ -118,6 +121,8 @@ def rollout_learner_arguments(
             "weight_decay": learner.weight_decay,
             "betas": tuple(learner.adam_betas),
             "max_grad_norm": learner.max_grad_norm,
+            "offload": offload_settings(config),
+            "hybrid_ranks": learner.hybrid_ranks,
         },
         "micro_batch_tokens": learner.micro_batch_tokens,
         "logprob_chunk_tokens": learner.logprob_chunk_tokens,

@@ -1,7 +1,5 @@
 """What a run would do, without starting it: inputs checked, roles placed, memory and budget counted."""
 
-import os
-
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +13,7 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
-from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.resource_plan import cluster_address, memory_shortfalls, plan_on, planned_nodes, role_memory
 from pilaf_ray.run_mirror import open_mirror
 
 
@@ -45,7 +43,7 @@ def print_plan(config: RunConfig) -> None:
         f"prompts: {train.count} to train on{streamed}, {len(held_out.prompts)} held out",
         _budget(config),
         *_rollout_lines(config),
-        f"cluster: {_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "
+        f"cluster: {cluster_address(config) or 'a private one on this machine, unless RAY_ADDRESS is set'}; "
         f"logical CPUs asked for: {config.total_cpus:g}",
         f"run folder: {config.run.folder}/{config.run.name}",
     ]
@@ -91,13 +89,9 @@ def _budget(config: RunConfig) -> str:
     return f"budget: {' or '.join(limits)}; pairs are at most {config.max_age_steps} steps old"
 
 
-def _address(config: RunConfig) -> str | None:
-    return config.resources.address or os.environ.get("RAY_ADDRESS")
-
-
 def _this_machine(config: RunConfig) -> tuple[NodeCapacity, ...]:
     """The private cluster that the run would start; nothing is known of a cluster that it would join."""
-    if _address(config):
+    if cluster_address(config):
         return ()
     import torch
 
@@ -110,6 +104,8 @@ def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate
     r = config.resources
     policy, reference = config.model.policy, config.model.reference_path
     zero = f"ZeRO-{config.learner.zero_stage}"
+    if (together := config.learner.sequence_parallel) > 1:
+        zero += f", rows parted among {together} ranks"
     rows = {
         "generator": (
             config.generation.replicas,

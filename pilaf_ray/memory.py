@@ -8,6 +8,7 @@ CPUs every part lies in host memory. The constants of this module are measured;
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings
 from pilaf_ray.errors import ModelError
 
 MIB, GIB = 2**20, 2**30
@@ -85,6 +86,13 @@ class LearnerSettings:
     on_gpu: bool
     adapter_parameters: int | None = None
     """Of low-rank adapters, which are all that is trained and sent; None trains every weight."""
+    quantised: bool = False
+    """Linear layers below the adapters are held in 4 bits."""
+    sequence_parallel: int = 1
+    """Ranks that share the tokens of a micro-batch."""
+    hybrid_ranks: int = 1
+    """Ranks that keep all weights among themselves from the forward to the backward."""
+    offload: OffloadSettings = NO_OFFLOAD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,8 +184,10 @@ def _training(
     own = trained / settings.ranks
     layer = layer_activations(shape, element)
     kept = shape.hidden * element * shape.layers + layer if settings.gradient_checkpointing else layer * shape.layers
+    weights = element * held - (_saved_by_4_bits(shape, element) if settings.quantised else 0)
     states: dict[str, float] = {
-        "weights": element * (held / settings.ranks if stage == 3 else held),
+        "weights": weights / settings.ranks if stage == 3 else weights,
+        "weights for the backward": element * held / settings.hybrid_ranks if settings.hybrid_ranks > 1 else 0,
         "master weights": 4 * own if stage or element < 4 else 0,
         "optimizer": 8 * (own if stage else trained),
     }
@@ -186,7 +196,7 @@ def _training(
         "reduced gradients": 4 * own if stage else 0,
         "communication": element * min(LARGEST_BUCKET, trained) if stage else 0,
     }
-    tokens = settings.micro_batch_tokens
+    tokens = settings.micro_batch_tokens / settings.sequence_parallel
     forward = {
         "activations": tokens * kept * share,
         "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
@@ -194,9 +204,12 @@ def _training(
     sent, gloo = (element * trained if sends else 0), settings.transport == "gloo"
     runtime, first_only = {"runtime": RUNTIME_MIB["learner"] * MIB}, ("weights to send", "checkpoint")
     if settings.on_gpu:
-        device = _parts({**states, **gradients, **forward})
-        copies = {"loading": 4 * n, "weights to send": sent * (2 if gloo else 1), "checkpoint": element * n}
-        return MemoryEstimate(role=role, device=device, host=_parts(copies | runtime), first_only=first_only)
+        device, moved = _part_from_device({**states, **gradients, **forward}, settings.offload)
+        copies = {**moved, "loading": 4 * n, "weights to send": sent * (2 if gloo else 1), "checkpoint": element * n}
+        return MemoryEstimate(role=role, device=_parts(device), host=_parts(copies | runtime), first_only=first_only)
+    (states, _), (gradients, _) = (
+        _part_from_device(parts, settings.offload, places=("nvme",)) for parts in (states, gradients)
+    )
     # Over gloo the newest version stays in memory until the next one is whole.
     lasting: dict[str, float] = {**states, "weights to send": sent if gloo else 0}
     host = _largest(
@@ -208,6 +221,23 @@ def _training(
         {**lasting, "checkpoint": element * n},
     )
     return MemoryEstimate(role=role, device=(), host=_parts(host | runtime), first_only=first_only)
+
+
+def _part_from_device(
+    parts: dict[str, float], offload: OffloadSettings, *, places: tuple[str, ...] = ("cpu", "nvme")
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What stays, and what moves to the host; what goes to a disk is in neither. Only ``places`` count as elsewhere."""
+    leaving = dict.fromkeys(("reduced gradients", "master weights", "optimizer"), offload.optimizer)
+    leaving["weights"] = offload.parameters
+    stays = {name: size for name, size in parts.items() if leaving.get(name) not in places}
+    moved = {name: size for name, size in parts.items() if leaving.get(name) == "cpu" and name not in stays}
+    return stays, moved
+
+
+def _saved_by_4_bits(shape: ModelShape, element: int) -> float:
+    """Bytes less than at ``element`` each: half a byte a weight, and a scale in fp32 for each 64."""
+    outside = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return (element - 0.5 - 4 / 64) * (shape.parameters - outside)
 
 
 def _loading(shape: ModelShape, element: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What a configuration asks of a cluster: reservations, memory and the nodes it describes."""
 
+import os
 from dataclasses import replace
 
 from pilaf_ray.config.algorithms import PpoConfig, ValueModelConfig
@@ -9,6 +10,7 @@ from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.lora_checks import LoraSettings, count_adapter_parameters
+from pilaf_ray.engines.zero_options import OffloadSettings
 from pilaf_ray.memory import (
     GIB,
     GeneratorSettings,
@@ -69,9 +71,19 @@ def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
     )
 
 
+def cluster_address(config: RunConfig) -> str | None:
+    """The cluster that the run joins; None where it starts a private one on this machine."""
+    return config.resources.address or os.environ.get("RAY_ADDRESS")
+
+
 def lora_settings(config: RunConfig) -> LoraSettings | None:
     """The adapters that are trained; None where every weight is."""
     return None if config.model.lora is None else LoraSettings(**config.model.lora.model_dump())
+
+
+def offload_settings(config: RunConfig) -> OffloadSettings:
+    """What leaves the learner's device between uses."""
+    return OffloadSettings(**config.learner.offload.model_dump())
 
 
 def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[MemoryEstimate, ...]:
@@ -133,13 +145,17 @@ def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None)
         transport=config.weights.transport,
         on_gpu=config.resources.learner.gpus > 0,
         adapter_parameters=adapters,
+        quantised=config.model.lora is not None and config.model.lora.quantise is not None,
+        sequence_parallel=learner.sequence_parallel,
+        hybrid_ranks=learner.hybrid_ranks,
+        offload=offload_settings(config),
     )
     own = learner_memory(policy, settings)
     if not isinstance(config.algorithm, PpoConfig):
         return own
     value = config.algorithm.value
     _, shape, trained = _scalar_head_shape(value, policy)
-    every_weight = replace(settings, logprob_chunk_tokens=0, adapter_parameters=None)
+    every_weight = replace(settings, logprob_chunk_tokens=0, adapter_parameters=None, quantised=False)
     # It is loaded before either of the two has trained, when there is room.
     beside = scalar_head_memory("value", shape, every_weight, trained=trained, loaded=replace(shape, stored=0))
     # The two take turns, so activations are there once; the process is one.
@@ -215,7 +231,7 @@ def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], 
 def _mend(role: str) -> str:
     hints = {
         "generator": "raise generation.tensor_parallel_size, or lower generation.kv_cache_gib",
-        "learner": "raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing, "
+        "learner": "raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing or learner.offload, "
         "or lower learner.micro_batch_tokens",
         "reward": "raise reward_model.ranks or reward_model.zero_stage, set reward_model.gradient_checkpointing, "
         "or lower reward_model.micro_batch_tokens or reward_model.trainable_layers",

@@ -31,6 +31,7 @@ from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
+from pilaf_ray.quantised_run import with_quantised_base, write_run_base
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
@@ -66,8 +67,10 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         # controller served may still be ending when it is started again.
         require_free_port(config.console.host, config.console.port)
     inputs = build.build_inputs(config)
+    start, config = config.model.policy, with_quantised_base(config, path)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
+        write_run_base(config, start=start, console=console)
         train = inputs.train
         keep_prompts(folder, path=config.prompts.train.path, count=train.count, fingerprint=train.fingerprint)
         goes_on = True

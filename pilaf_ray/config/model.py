@@ -18,6 +18,8 @@ class LoraSection(Section):
     """On the adapters' inputs, in training only."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """Names of the modules that are adapted, e.g. [q_proj, v_proj]; all-linear: every linear layer below the head."""
+    quantise: Literal["nf4"] | None = None
+    """The learner holds the model in 4 bits; it, generators and reference then start from what those stand for."""
 
 
 class ModelSection(Section):

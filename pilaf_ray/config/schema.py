@@ -8,11 +8,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, RolloutAlgorithm
-from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, PpoConfig, RolloutAlgorithm
+from pilaf_ray.config.base import Section
 from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
 from pilaf_ray.config.guards import GuardsSection
+from pilaf_ray.config.learner import LearnerSection
 from pilaf_ray.config.limits import (
     NO_STEP_LIMIT,
     IterativeScheduleConfig,
@@ -77,41 +78,6 @@ class ReferenceSection(Section):
     """Threads on a CPU."""
     reuse_sampled: bool = True
     """Take log π_ref of mixed responses from the generator, which computed it to sample them."""
-
-
-class LearnerSection(Section):
-    """The DeepSpeed policy learner."""
-
-    ranks: int = Field(default=1, ge=1)
-    """Processes of the group."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage."""
-    precision: Dtype = "auto"
-    """Compute format; master weights are fp32 either way."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Linear warm-up."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW moments."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradient clipping."""
-    batch_pairs: int = Field(ge=1)
-    """Pairs of one step, over all ranks."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
-    """Padded tokens of one forward and backward."""
-    logprob_chunk_tokens: int = Field(default=128, ge=1)
-    """Response tokens whose logits exist at one time."""
-    share_prompts: bool = True
-    """Compute a prompt once for both of its responses, in learner and reference, where the model allows it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
-    cpu_threads: int = Field(default=1, ge=1)
-    """Threads of a rank on a CPU."""
 
 
 class PipelineSection(Section):
@@ -275,6 +241,25 @@ class RunConfig(Section):
             raise ValueError(
                 "schedule.reset_reference gives each round another reference, and model.lora adapts one: set "
                 "schedule.reset_reference: false, or leave model.lora out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_of_the_learner_is_parted(self) -> Self:
+        if self.learner.sequence_parallel > 1 and isinstance(self.algorithm, PpoConfig):
+            raise ValueError(
+                "learner.sequence_parallel parts the policy, and the value model of algorithm.type: ppo has no part in "
+                "it: set learner.sequence_parallel: 1, or algorithm.type: rloo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay_whole(self) -> Self:
+        quantised = self.model.lora is not None and self.model.lora.quantise is not None
+        if quantised and self.learner.zero_stage == 3:
+            raise ValueError(
+                "model.lora.quantise packs weights into bytes, which ZeRO-3 cannot part: set learner.zero_stage: 2, or "
+                "leave model.lora.quantise out"
             )
         return self
 

@@ -14,6 +14,7 @@ from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.scoring import sum_by_sequence
 from pilaf_ray.engines.trained_models import TrainedPolicy
+from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.types import LabeledPair, StepResult, TokenPair
 
@@ -50,6 +51,9 @@ class PolicyLearner(LearnerRank):
         gradient_checkpointing: bool = False,
         share_prompts: bool = True,
         lora: LoraSettings | None = None,
+        sequence_parallel: int = 1,
+        offload: OffloadSettings = NO_OFFLOAD,
+        hybrid_ranks: int = 1,
         **place: Any,
     ) -> None:
         super().__init__("learner", **place)
@@ -59,6 +63,9 @@ class PolicyLearner(LearnerRank):
             logprob_chunk_tokens=logprob_chunk_tokens,
             gradient_checkpointing=gradient_checkpointing,
             lora=lora,
+            sequence_parallel=sequence_parallel,
+            offload=offload,
+            hybrid_ranks=hybrid_ranks,
             rank=self._rank,
             world_size=self._world_size,
             zero_stage=zero_stage,

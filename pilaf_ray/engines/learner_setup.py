@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings, zero_section
 from pilaf_ray.memory import LARGEST_BUCKET
 
 
@@ -42,6 +43,8 @@ def make_engine(
     max_grad_norm: float,
     head: Sequence[nn.Parameter] = (),
     head_learning_rate: float | None = None,
+    offload: OffloadSettings = NO_OFFLOAD,
+    hybrid_ranks: int = 1,
 ) -> tuple[Any, LambdaLR]:
     """A DeepSpeed engine and its schedule; parameters of ``head`` may have a learning rate of their own.
 
@@ -59,8 +62,15 @@ def make_engine(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": max_grad_norm,
-        "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": bucket},
+        "zero_optimization": {
+            **zero_section(
+                zero_stage, offload=offload, hybrid_ranks=hybrid_ranks, pin_memory=torch.cuda.is_available()
+            ),
+            "reduce_bucket_size": bucket,
+        },
         "zero_allow_untested_optimizer": True,
+        # An offloaded step is PyTorch's own fused AdamW: DeepSpeed's has to be compiled first, and rounds otherwise.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
     if precision == "bfloat16":

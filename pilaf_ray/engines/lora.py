@@ -21,6 +21,8 @@ _INSIDE = {"A": ".lora_A.default.weight", "B": ".lora_B.default.weight"}
 _SENT = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
 _PEFT_PREFIX = "base_model.model."
 """PEFT's files name parameters as they stand in its own wrapper, which is not used here."""
+_OWN = "pilaf_ray.json"
+"""What PEFT's own settings have no place for."""
 
 
 def add_adapters(network: nn.Module, settings: LoraSettings) -> None:
@@ -102,6 +104,7 @@ def write_adapter_folder(adapters: Mapping[str, Tensor], settings: LoraSettings,
     _peft_config(settings, base=base).save_pretrained(folder)
     named = {_PEFT_PREFIX + name: tensor.contiguous() for name, tensor in adapters.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / _OWN).write_text(json.dumps({"quantise": settings.quantise}))
 
 
 def read_adapter_settings(folder: Path) -> LoraSettings | None:
@@ -111,9 +114,11 @@ def read_adapter_settings(folder: Path) -> LoraSettings | None:
         return None
     values: dict[str, Any] = json.loads(file.read_text())
     targets = values["target_modules"]
+    own = json.loads((folder / _OWN).read_text()) if (folder / _OWN).is_file() else {}
     return LoraSettings(
         rank=values["r"],
         alpha=values["lora_alpha"],
         dropout=values["lora_dropout"],
         targets=ALL_LINEAR if targets == ALL_LINEAR else tuple(targets),
+        quantise=own.get("quantise"),
     )

@@ -24,11 +24,15 @@ class LoraSettings:
     dropout: float
     targets: Targets
     """Last parts of module names; ``all-linear`` is every linear layer but the output head."""
+    quantise: Literal["nf4"] | None = None
+    """Number format that the learner keeps the adapted weights in; None for that of the rest."""
 
     def describe(self) -> str:
         """For messages; what must be the same when a run goes on."""
         targets = self.targets if isinstance(self.targets, str) else ", ".join(sorted(self.targets))
-        return f"rank {self.rank}, alpha {self.alpha:g}, targets {targets}"
+        return f"rank {self.rank}, alpha {self.alpha:g}, targets {targets}" + (
+            f", quantise {self.quantise}" if self.quantise else ""
+        )
 
     @property
     def scale(self) -> float:

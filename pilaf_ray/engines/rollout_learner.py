@@ -75,6 +75,7 @@ class RolloutLearner(LearnerRank):
         gradient_checkpointing: bool,
         share_prompts: bool,
         lora: LoraSettings | None = None,
+        sequence_parallel: int = 1,
         **place: Any,
     ) -> None:
         super().__init__("learner", **place)
@@ -90,7 +91,12 @@ class RolloutLearner(LearnerRank):
             "gradient_checkpointing": gradient_checkpointing,
         }
         self._policy = TrainedPolicy(
-            model_path, logprob_chunk_tokens=logprob_chunk_tokens, lora=lora, **common, **optimizer
+            model_path,
+            logprob_chunk_tokens=logprob_chunk_tokens,
+            lora=lora,
+            sequence_parallel=sequence_parallel,
+            **common,
+            **optimizer,
         )
         self._value: TrainedScalarHead | None = None
         self._value_clip: float | None = None
@@ -256,9 +262,7 @@ class RolloutLearner(LearnerRank):
             values = engine.per_token(rows.collate(self._batches, places.rows))
             if weight:
                 found[places.row_of_token, places.token] = values.double()
-        if engine.world_size > 1:
-            torch.distributed.all_reduce(found)
-        return found.float()
+        return engine.summed(found).float()
 
     def _move_coefficient(self, kl: float, responses: int) -> None:
         if self._kl_target is not None:

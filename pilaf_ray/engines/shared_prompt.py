@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import ResponseGroup, SequenceBatch, collate, collate_shared
+from pilaf_ray.engines.sequence_checks import attends_to_all
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +20,9 @@ def takes_masks(network: nn.Module) -> bool:
     """Whether ``network`` obeys a mask and positions of our own in all its layers."""
     model: Any = network
     config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     return (
-        layers == {"full_attention"}
-        and not window
-        and not getattr(config, "alibi", False)
-        and config._attn_implementation in ("sdpa", "eager")
+        attends_to_all(config)
+        and config._attn_implementation.startswith(("sdpa", "eager", "ulysses"))
         and "position_ids" in inspect.signature(model.base_model.forward).parameters
     )
 

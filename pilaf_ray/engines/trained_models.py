@@ -18,10 +18,13 @@ from pilaf_ray.engines.lora import (
     write_adapter_folder,
 )
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.quantised import dequantised, forget_quantiser, load_quantised
 from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head
 from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs
+from pilaf_ray.engines.sequence_parallel import SequenceGroup, probe, refusal
 from pilaf_ray.engines.training_engine import TrainingEngine
-from pilaf_ray.errors import CheckpointError
+from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings, check_disk
+from pilaf_ray.errors import CheckpointError, ModelError
 from pilaf_ray.types import TokenPair
 
 HEADS = "heads.json"
@@ -36,7 +39,14 @@ class TrainedPolicy(TrainingEngine):
         logprob_chunk_tokens: tokens whose logits are held at a time.
         gradient_checkpointing: compute activations again instead of keeping them.
         lora: train adapters only; None trains every weight.
+        sequence_parallel: ranks that compute the same rows together.
+        offload: what leaves the device between uses.
+        precision: as of :class:`TrainingEngine`; also that in which a base of 4 bits is multiplied.
         settings: of :class:`TrainingEngine`.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not be parted along the sequence.
+        ConfigError: this node cannot offload to a disk, or has no bitsandbytes.
     """
 
     def __init__(
@@ -46,16 +56,28 @@ class TrainedPolicy(TrainingEngine):
         logprob_chunk_tokens: int,
         gradient_checkpointing: bool,
         lora: LoraSettings | None = None,
+        sequence_parallel: int = 1,
+        offload: OffloadSettings = NO_OFFLOAD,
+        precision: str,
         **settings: Any,
     ) -> None:
-        network = load_network(model_path, dtype=torch.float32)
+        check_disk(offload)
+        network = _load(model_path, lora, precision=precision)
         self._base, self._lora = model_path, lora
         if lora is not None:
             add_adapters(network, lora)
             self.keeps_frozen = False
+            if lora.quantise is not None:
+                forget_quantiser(network)
         if gradient_checkpointing:
             _checkpoint_gradients(network)
-        super().__init__(ScoringModel(network, chunk_tokens=logprob_chunk_tokens), **settings)
+        group = None if sequence_parallel == 1 else SequenceGroup(sequence_parallel)
+        if group is not None:
+            quantised = lora is not None and lora.quantise is not None
+            exact = not quantised or precision == "float32"
+            _part(network, group, chunk_tokens=logprob_chunk_tokens, tolerance=1e-3 if exact else 0.1)
+        model = ScoringModel(network, chunk_tokens=logprob_chunk_tokens, group=group)
+        super().__init__(model, sequence_parallel=sequence_parallel, offload=offload, precision=precision, **settings)
 
     @property
     def adapter_scale(self) -> float | None:
@@ -69,7 +91,7 @@ class TrainedPolicy(TrainingEngine):
             return
         for name, parts in plain_parameters(self.network):
             with self._whole(*parts):
-                base, *adapters = (part.detach() for part in parts)
+                base, *adapters = (dequantised(part) for part in parts)
                 tensor = merged(base, *adapters, scale=self._lora.scale) if adapters else base
                 yield name, tensor.to("cpu", self._dtype)
 
@@ -172,6 +194,27 @@ class TrainedScalarHead(TrainingEngine):
         super()._save(folder, state)
         if self._heads > 1 and self.rank == 0:
             (folder / HEADS).write_text(json.dumps(self._heads))
+
+
+def _load(path: str, lora: LoraSettings | None, *, precision: str) -> nn.Module:
+    if lora is None or lora.quantise is None:
+        return load_network(path, dtype=torch.float32)
+    return load_quantised(path, compute_dtype=getattr(torch, precision))
+
+
+@torch.no_grad()
+def _part(network: nn.Module, group: SequenceGroup, *, chunk_tokens: int, tolerance: float) -> None:
+    """Let ``group`` compute ``network``, which is whole and not cast yet, together; on all ranks.
+
+    Raises:
+        ModelError: log-probabilities of a small batch are not what they were.
+    """
+    network.eval()
+    whole = ScoringModel(network, chunk_tokens=chunk_tokens)(probe())
+    group.attach(network)
+    parted = ScoringModel(network, chunk_tokens=chunk_tokens, group=group)(probe())
+    if not torch.allclose(whole, parted, atol=tolerance, rtol=0):
+        raise ModelError(refusal(type(network).__name__, "its log-probabilities change where it is parted"))
 
 
 def _checkpoint_gradients(network: nn.Module) -> None:

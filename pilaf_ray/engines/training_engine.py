@@ -26,6 +26,7 @@ class TrainingEngine(ABC):
     Args:
         model: what is called; its attribute ``network`` is the Hugging Face model.
         precision: ``float32`` or ``bfloat16``, also of the weights that are handed out and saved.
+        sequence_parallel: so many neighbouring ranks take the same micro-batches, and each a part of their rows.
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
 
@@ -33,9 +34,18 @@ class TrainingEngine(ABC):
     """Whether checkpoints hold weights that are not trained; without them those of the model's folder stay."""
 
     def __init__(
-        self, model: nn.Module, *, rank: int, world_size: int, zero_stage: int, precision: str, **settings: Any
+        self,
+        model: nn.Module,
+        *,
+        rank: int,
+        world_size: int,
+        zero_stage: int,
+        precision: str,
+        sequence_parallel: int = 1,
+        **settings: Any,
     ) -> None:
         self.rank, self.world_size, self._zero_stage = rank, world_size, zero_stage
+        self._together = sequence_parallel
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._engine, self._schedule = make_engine(
             model, zero_stage=zero_stage, precision=precision, accumulation=_ACCUMULATION, **settings
@@ -113,20 +123,19 @@ class TrainingEngine(ABC):
 
     def share(self, groups: list[list[int]]) -> list[list[int]]:
         """This rank's micro-batches of all; every rank gets the same number of them, some empty."""
-        if len(groups) < self.world_size:
+        parts, part = self.world_size // self._together, self.rank // self._together
+        if len(groups) < parts:
             order = [index for group in groups for index in group]
-            groups = [order[rank :: self.world_size] for rank in range(self.world_size)]
-        rounds = -(-len(groups) // self.world_size)
-        mine = groups[self.rank :: self.world_size]
+            groups = [order[number::parts] for number in range(parts)]
+        rounds = -(-len(groups) // parts)
+        mine = groups[part::parts]
         return mine + [[] for _ in range(rounds - len(mine))]
 
     def total(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums over the ranks; the names are the same on all."""
+        """Sums over the ranks, each micro-batch once; the names are the same on all."""
         names = sorted(values)
         numbers = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
-        if self.world_size > 1:
-            torch.distributed.all_reduce(numbers)
-        return dict(zip(names, numbers.tolist(), strict=True))
+        return dict(zip(names, self.summed(numbers).tolist(), strict=True))
 
     def gather(self, places: Sequence[int], values: Sequence[float], *, count: int) -> list[float]:
         """One list of ``count`` numbers from those that each rank has of it."""
@@ -134,10 +143,14 @@ class TrainingEngine(ABC):
         numbers[torch.tensor(places, dtype=torch.long, device=self.device)] = torch.tensor(
             values, dtype=torch.float64, device=self.device
         )
+        gathered: list[float] = self.summed(numbers).tolist()
+        return gathered
+
+    def summed(self, numbers: Tensor) -> Tensor:
+        """``numbers`` summed over the ranks in place; ranks that take the same micro-batches count as one."""
         if self.world_size > 1:
             torch.distributed.all_reduce(numbers)
-        gathered: list[float] = numbers.tolist()
-        return gathered
+        return numbers.div_(self._together)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face names and full tensors in the engine's precision, on the CPU.

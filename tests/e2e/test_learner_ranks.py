@@ -1,19 +1,16 @@
 """A checkpoint of one number of ranks goes on in another as if nothing had happened."""
 
-import multiprocessing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from learner_batches import batch
+from rank_processes import RankProcesses
 
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.other_ranks import saved_ranks
-from pilaf_ray.engines.rendezvous import free_address
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,13 @@ class Taken:
     weights: dict[str, Any] = field(default_factory=dict)
 
 
-def make(case: Case, model: Path, out: Path, **place: Any) -> Any:
+def make(case: Case, place: dict[str, Any], model: Path, out: Path) -> Any:
     from pilaf_ray.engines.learner import PolicyLearner
     from pilaf_ray.engines.reward_learner import RewardLearner
 
     common = {
         **place,
         "model_path": str(model),
-        "master_addr": "127.0.0.1",
         "zero_stage": case.zero_stage,
         "precision": case.precision,
         "learning_rate": 1e-3,
@@ -85,60 +81,59 @@ def two_steps(case: Case, learner: Any) -> Taken:
     return taken
 
 
-def work(rank: int, ranks: int, port: int, model: Path, out: Path, written: Any) -> None:
-    """One rank: train and save every case, wait for the other group, then go on from what that one saved."""
-    place = {"rank": rank, "world_size": ranks, "master_port": port}
-    whole, resumed = {}, {}
+Outcome = dict[Case, Taken]
+
+
+def train(place: dict[str, Any], model: Path, out: Path) -> Outcome:
+    """Train and save every case, and go on."""
+    whole = {}
     for case in CASES:
-        learner = make(case, model, out, **place)
+        learner = make(case, place, model, out)
         for number in (1, 2, 3):
             step(case, learner, number)
-        case.folder(out, ranks).mkdir(exist_ok=True)
-        learner.save(case.folder(out, ranks))
+        folder = case.folder(out, place["world_size"])
+        folder.mkdir(exist_ok=True)
+        learner.save(folder)
         whole[case] = two_steps(case, learner)
-    written.wait(300)
+    return whole
+
+
+def resume(place: dict[str, Any], model: Path, out: Path) -> Outcome:
+    """Go on from what the other group saved."""
+    resumed = {}
     for case in CASES:
-        learner = make(case, model, out, **place)
-        saved = case.folder(out, 3 - ranks)
+        learner = make(case, place, model, out)
+        saved = case.folder(out, 3 - place["world_size"])
         learner.load(saved)
         step(case, learner, 4)
         # As after a rollback: what is loaded does not depend on what was there.
         learner.load(saved)
         resumed[case] = two_steps(case, learner)
-    if rank == 0:
-        torch.save((whole, resumed), out / f"{ranks}.pt")
+    return resumed
 
 
 @pytest.fixture(scope="module")
-def outcomes(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[int, tuple[dict[Case, Taken], dict[Case, Taken]]]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Outcome, Outcome]]:
     """By number of ranks: (left alone, resumed from the other number's checkpoint)."""
     out = tmp_path_factory.mktemp("ranks")
     make_tiny_llama(out / "model", seed=0)
-    spawn = multiprocessing.get_context("spawn")
-    written = spawn.Barrier(3)
-    processes = []
-    for ranks in (1, 2):
-        port = free_address()[1]
-        for rank in range(ranks):
-            process = spawn.Process(target=work, args=(rank, ranks, port, out / "model", out, written))
-            process.start()
-            processes.append(process)
-    for process in processes:
-        process.join(400)
+    with RankProcesses(1) as one, RankProcesses(2) as two:
+        whole, resumed = (
+            [ended()[0] for ended in [group.start(work, out / "model", out) for group in (one, two)]]
+            for work in (train, resume)
+        )
     for case in CASES:
         for ranks in (1, 2):
             saved = case.folder(out, ranks)
             assert saved_ranks(saved) == ranks
             assert not (saved / "universal").exists(), "the whole tensors are gone again"
-    yield {ranks: torch.load(out / f"{ranks}.pt", weights_only=False) for ranks in (1, 2)}
+    return {1: (whole[0], resumed[0]), 2: (whole[1], resumed[1])}
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-zero{case.zero_stage}-{case.precision}")
 def test_another_number_of_ranks_goes_on_as_if_nothing_had_happened(
-    outcomes: dict[int, tuple[dict[Case, Taken], dict[Case, Taken]]], before: int, after: int, case: Case
+    outcomes: dict[int, tuple[Outcome, Outcome]], before: int, after: int, case: Case
 ) -> None:
     expected, found = outcomes[before][0][case], outcomes[after][1][case]
     tolerance = 1e-5 if case.precision == "float32" else 1e-2

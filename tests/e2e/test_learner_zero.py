@@ -1,26 +1,23 @@
 """ZeRO stages and ranks give the same training as one rank; checkpoints restore it."""
 
-import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from learner_batches import batch, weighted
+from rank_processes import RankProcesses
 
 from pilaf_ray.data.tiny_models import make_tiny_llama
-from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.errors import NonFiniteLossError
 
 
-def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, results: Any) -> None:
+def train(place: dict[str, Any], stage: int, model: Path, out: Path) -> tuple[list[float], str]:
     from pilaf_ray.engines.learner import PolicyLearner
 
     learner = PolicyLearner(
+        **place,
         model_path=str(model),
-        rank=rank,
-        world_size=ranks,
-        master_addr="127.0.0.1",
-        master_port=port,
         zero_stage=stage,
         precision="float32",
         loss="dpo",
@@ -49,29 +46,25 @@ def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, 
     for items in (heavy, batch()[:1]):
         learner.load(out)
         losses.append(learner.train_step(4, items).loss)
-    results.put((rank, losses, refused))
+    return losses, refused
 
 
-def result(ranks: int, stage: int, model: Path, out: Path) -> tuple[list[float], str]:
-    out.mkdir()
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    port = free_address()[1]
-    processes = [
-        spawn.Process(target=train, args=(rank, ranks, stage, port, model, out, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    answers = sorted(results.get(timeout=200) for _ in processes)
-    for process in processes:
-        process.join()
-    return answers[0][1], answers[0][2]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "policy", seed=0)
 
 
-def test_stages_and_ranks_agree_and_checkpoints_restore(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    make_tiny_llama(model, seed=0)
-    single, refused = result(1, 0, model, tmp_path / "one")
+@pytest.fixture(scope="module")
+def two() -> Iterator[RankProcesses]:
+    with RankProcesses(2) as ranks:
+        yield ranks
+
+
+def test_stages_and_ranks_agree_and_checkpoints_restore(model: Path, two: RankProcesses, tmp_path: Path) -> None:
+    for name in ("one", *(f"stage-{stage}" for stage in (0, 2, 3))):
+        (tmp_path / name).mkdir()
+    with RankProcesses(1) as alone:
+        single, refused = alone.run(train, 0, model, tmp_path / "one")[0]
     assert single[4] == pytest.approx(single[5], abs=1e-6), "the step after a load repeats the step after the save"
     assert single[0] > single[2], "the loss falls on a fixed batch"
     assert "the loss is not finite; no weight was changed" in refused
@@ -80,6 +73,6 @@ def test_stages_and_ranks_agree_and_checkpoints_restore(tmp_path: Path) -> None:
     assert single[7] == pytest.approx(single[8], abs=1e-6), "six times the loss of one pair of six is the pair's own"
     assert (tmp_path / "one" / "hf" / "model.safetensors").exists()
     for stage in (0, 2, 3):
-        several, _ = result(2, stage, model, tmp_path / f"stage-{stage}")
+        several, _ = two.run(train, stage, model, tmp_path / f"stage-{stage}")[0]
         # Losses, and the norm of the first gradient: Adam alone would hide a wrong scale.
         assert several == pytest.approx(single, abs=1e-4)

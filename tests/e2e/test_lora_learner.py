@@ -1,6 +1,6 @@
 """Training adapters: the same losses, gradients and weights as plain torch and PEFT, on any number of ranks."""
 
-import multiprocessing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from learner_batches import batch
+from rank_processes import RankProcesses
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
 
 from pilaf_ray.data.tiny_models import make_tiny_qwen2
 from pilaf_ray.engines.lora_checks import LoraSettings
-from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.errors import CheckpointError
 
 LORA = LoraSettings(rank=4, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj", "gate_proj", "down_proj"))
@@ -33,32 +33,28 @@ class Trained:
     refused: str
 
 
-def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, results: Any) -> None:
+def train(place: dict[str, Any], stage: int, model: Path, out: Path) -> Trained:
     from pilaf_ray.engines.learner import PolicyLearner
 
-    def learner(lora: LoraSettings, port: int) -> PolicyLearner:
-        return PolicyLearner(
-            model_path=str(model),
-            rank=rank,
-            world_size=ranks,
-            master_addr="127.0.0.1",
-            master_port=port,
-            zero_stage=stage,
-            precision="float32",
-            loss="dpo",
-            beta=BETA,
-            label_smoothing=0.0,
-            learning_rate=LEARNING_RATE,
-            lr_schedule="constant",
-            warmup_steps=0,
-            total_steps=10,
-            max_grad_norm=CLIP,
-            micro_batch_tokens=48,
-            lora=lora,
-            dump_folder=out / "failed",
-        )
-
-    trained = learner(LORA, port)
+    for name in ("start", "end"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    trained = PolicyLearner(
+        **place,
+        model_path=str(model),
+        zero_stage=stage,
+        precision="float32",
+        loss="dpo",
+        beta=BETA,
+        label_smoothing=0.0,
+        learning_rate=LEARNING_RATE,
+        lr_schedule="constant",
+        warmup_steps=0,
+        total_steps=10,
+        max_grad_norm=CLIP,
+        micro_batch_tokens=48,
+        lora=LORA,
+        dump_folder=out / "failed",
+    )
     trained.save(out / "start")
     engine, take_step = trained._engine, trained._engine.step
     gradients: list[dict[str, Tensor]] = []
@@ -70,7 +66,7 @@ def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, 
 
     engine.step = noted  # type: ignore[method-assign]
     steps = [trained.train_step(step, batch()) for step in range(1, STEPS + 1)]
-    if rank == 0:
+    if place["rank"] == 0:
         torch.save(gradients, out / "gradients.pt")
     trained.save(out / "end")
     again = trained.train_step(4, batch()).loss
@@ -82,7 +78,7 @@ def train(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, 
     except CheckpointError as error:
         refused = str(error)
     norms = [step.metrics["grad_norm"] for step in steps]
-    results.put((rank, Trained([step.loss for step in steps], norms, again, resumed, refused)))
+    return Trained([step.loss for step in steps], norms, again, resumed, refused)
 
 
 class TrainedOther:
@@ -97,24 +93,6 @@ class TrainedOther:
         engine.load(folder)
 
 
-def result(ranks: int, stage: int, model: Path, out: Path) -> Trained:
-    for name in ("start", "end"):
-        (out / name).mkdir(parents=True)
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    port = free_address()[1]
-    processes = [
-        spawn.Process(target=train, args=(rank, ranks, stage, port, model, out, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    answers = dict(results.get(timeout=200) for _ in processes)
-    for process in processes:
-        process.join()
-    trained: Trained = answers[0]
-    return trained
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_qwen2(tmp_path_factory.mktemp("models") / "policy", seed=0)
@@ -123,7 +101,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def single(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
     out = tmp_path_factory.mktemp("single")
-    return result(1, 0, model, out), out
+    with RankProcesses(1) as alone:
+        return alone.run(train, 0, model, out)[0], out
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[RankProcesses]:
+    with RankProcesses(2) as ranks:
+        yield ranks
 
 
 def adapters(checkpoint: Path) -> dict[str, Tensor]:
@@ -220,9 +205,9 @@ def test_a_loaded_checkpoint_goes_on_and_other_adapters_are_refused(single: tupl
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_give_the_losses_of_one(
-    stage: int, single: tuple[Trained, Path], model: Path, tmp_path: Path
+    stage: int, two: RankProcesses, single: tuple[Trained, Path], model: Path, tmp_path: Path
 ) -> None:
-    several, one = result(2, stage, model, tmp_path), single[0]
+    several, one = two.run(train, stage, model, tmp_path)[0], single[0]
     found, expected = ([*t.losses, *t.norms, t.again, t.resumed] for t in (several, one))
     assert found == pytest.approx(expected, abs=1e-4)
     merged, alone = (load_file(folder / "end" / "hf" / "model.safetensors") for folder in (tmp_path, single[1]))

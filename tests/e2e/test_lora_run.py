@@ -47,3 +47,24 @@ def test_a_run_ends_resumes_and_its_checkpoint_evaluates(tmp_path: Path) -> None
     refused = train(model, tmp_path, *common, "run.max_steps=6", "model.lora.rank=2", "--resume")
     assert refused.returncode != 0
     assert "trained with model.lora: rank 4" in refused.stderr
+
+
+@pytest.mark.long
+def test_a_run_on_four_bits_serves_the_base_that_it_trains(tmp_path: Path) -> None:
+    """On two ranks that compute the same rows together."""
+    pytest.importorskip("bitsandbytes")
+    model = make_tiny_llama(tmp_path / "policy", seed=0)
+    # The probe would tell an engine that still has the weights which the 4 bits come from.
+    settings = ("learner.ranks=2", "learner.sequence_parallel=2", "weights.probe_tolerance=0.001")
+    settings = (*settings, "learner.learning_rate=1e-2", "model.lora.quantise=nf4", "run.max_steps=3")
+    ended = train(model, tmp_path, *settings)
+    assert ended.returncode == 0, ended.stderr
+    run = tmp_path / "lora"
+    before, base = (load_file(folder / "model.safetensors") for folder in (model, run / "base"))
+    assert max(float((base[name] - before[name]).abs().max()) for name in base) > 0.05
+    (checkpoint,) = (run / "checkpoints").glob("step-000003")
+    saved = load_file(checkpoint / "learner" / "hf" / "model.safetensors")
+    changed = {name.rpartition(".layers.")[2].partition(".")[2] for name in saved if not saved[name].equal(base[name])}
+    assert changed == {"self_attn.q_proj.weight", "self_attn.v_proj.weight", "mlp.down_proj.weight"}
+    found = evaluate([run], config=None, overrides=[], prompts=4)
+    assert found.policies[REFERENCE].kl.value == pytest.approx(0.0, abs=1e-3)

@@ -1,6 +1,6 @@
 """PPO, RLOO and GRPO on DeepSpeed beside plain loops in PyTorch, on one and on two ranks; checkpoints."""
 
-import multiprocessing
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from pairs import plan
+from rank_processes import RankProcesses
 
+from pilaf_ray.data.made_pairs import made_response
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_reward_model
-from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.observability.metrics import definition_of
-from pilaf_ray.types import FinishReason, RewardScores, RolloutPlan, SampledResponse, ScoredGroup, VersionSpan
+from pilaf_ray.types import RewardScores, RolloutPlan, ScoredGroup
 
 KL, CLIP, CAP, RATE = 0.3, 0.1, 1.5, 1e-3
 Row = tuple[tuple[int, ...], tuple[int, ...], list[float], list[float], float]
@@ -31,16 +32,7 @@ def rollouts() -> list[ScoredGroup]:
         for number in range(2):
             length = 3 + (index + 2 * number) % 4
             tokens = torch.randint(3, 500, (length,), generator=generator)
-            responses.append(
-                SampledResponse(
-                    token_ids=tuple(tokens.tolist()),
-                    text="",
-                    coefficient=0.0,
-                    logprobs=numbers(length),
-                    versions=(VersionSpan(version=0, start=0, end=length),),
-                    finish_reason=FinishReason.LENGTH,
-                )
-            )
+            responses.append(made_response(tokens.tolist(), logprobs=numbers(length)))
         groups.append(
             ScoredGroup(
                 plan=RolloutPlan(group_id=str(index), index=index, prompt=plan(index).prompt, seeds=(0, 1)),
@@ -60,17 +52,14 @@ def flat(groups: list[ScoredGroup]) -> list[Row]:
     ]
 
 
-def make(kind: str, model: Path, out: Path, *, rank: int, ranks: int, port: int, stage: int) -> Any:
+def make(kind: str, place: dict[str, Any], model: Path, out: Path, **spread: Any) -> Any:
     from pilaf_ray.engines.rollout_learner import RolloutLearner
     from pilaf_ray.losses.rollout_targets import AdvantageSettings
 
     return RolloutLearner(
         model_path=str(model),
-        rank=rank,
-        world_size=ranks,
-        master_addr="127.0.0.1",
-        master_port=port,
-        zero_stage=stage,
+        **place,
+        **spread,
         precision="float32",
         advantages=AdvantageSettings(
             kind=kind,  # type: ignore[arg-type]
@@ -119,8 +108,8 @@ def make(kind: str, model: Path, out: Path, *, rank: int, ranks: int, port: int,
     )
 
 
-def work(kind: str, rank: int, ranks: int, stage: int, port: int, model: Path, out: Path, results: Any) -> None:
-    learner = make(kind, model, out, rank=rank, ranks=ranks, port=port, stage=stage)
+def work(place: dict[str, Any], kind: str, model: Path, out: Path, spread: dict[str, Any]) -> dict[str, Any]:
+    learner = make(kind, place, model, out, **spread)
     groups = rollouts()
     items = [(prompt, response) for prompt, response, *_ in flat(groups)]
     found: dict[str, Any] = {"steps": [learner.train_rollouts(1, groups)], "after": learner.policy_logprobs(items)}
@@ -132,9 +121,9 @@ def work(kind: str, rank: int, ranks: int, stage: int, port: int, model: Path, o
     found["stayed"] = stayed.metrics["grad_norm"] == 0.0 and learner.policy_logprobs(items) == before
     learner.load(out)
     found["again"] = learner.train_rollouts(2, groups)
-    if ranks == 1:
+    if place["world_size"] == 1:
         found["expected"] = plain_step(kind, model, groups)
-    results.put((rank, found))
+    return found
 
 
 def plain_step(kind: str, model: Path, groups: list[ScoredGroup]) -> list[list[float]]:
@@ -219,21 +208,22 @@ def plain_advantages(
     return [(each - centre) / spread for each in raw], returns
 
 
-def run(kind: str, model: Path, out: Path, *, ranks: int = 1, stage: int = 0) -> dict[str, Any]:
+def run(processes: RankProcesses, kind: str, model: Path, out: Path, **spread: Any) -> dict[str, Any]:
     out.mkdir()
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    port = free_address()[1]
-    processes = [
-        spawn.Process(target=work, args=(kind, rank, ranks, stage, port, model, out, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    answers = sorted((results.get(timeout=200) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join()
-    found: dict[str, Any] = answers[0][1]
+    found: dict[str, Any] = processes.run(work, kind, model, out, {"zero_stage": 0, **spread})[0]
     return found
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[RankProcesses]:
+    with RankProcesses(1) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[RankProcesses]:
+    with RankProcesses(2) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +235,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["ppo", "rloo", "grpo"])
-def test_a_step_is_that_of_a_plain_loop(kind: str, model: Path, tmp_path: Path) -> None:
-    single = run(kind, model, tmp_path / "one")
+def test_a_step_is_that_of_a_plain_loop(
+    kind: str, one: RankProcesses, two: RankProcesses, model: Path, tmp_path: Path
+) -> None:
+    single = run(one, kind, model, tmp_path / "one")
     for ours, expected in zip(single["after"], single["expected"], strict=True):
         assert ours == pytest.approx(expected, abs=2e-3)
     assert single["stayed"], "where all scores are the same, nothing moves"
@@ -258,9 +250,11 @@ def test_a_step_is_that_of_a_plain_loop(kind: str, model: Path, tmp_path: Path) 
     error = min(max(kl / 4.0 - 1.0, -0.2), 0.2)
     assert second["kl_coefficient"] == pytest.approx(KL * (1 + error * 8 / 100))
     assert 0.0 < second["clipped"] < 1.0 and 0.0 < first["truncated"] < 1.0
+    # Critics are not parted along the sequence.
+    spread = {"zero_stage": 2} if kind == "ppo" else {"zero_stage": 3, "sequence_parallel": 2}
+    several = run(two, kind, model, tmp_path / "two", **spread)
+    for ours, expected in zip(several["after"], single["after"], strict=True):
+        assert ours == pytest.approx(expected, abs=2e-3)
     if kind == "ppo":
-        several = run(kind, model, tmp_path / "two", ranks=2, stage=2)
-        for ours, expected in zip(several["after"], single["after"], strict=True):
-            assert ours == pytest.approx(expected, abs=2e-3)
         assert (tmp_path / "one" / "value" / "hf" / "model.safetensors").exists()
         assert second["value_loss"] < first["value_loss"]

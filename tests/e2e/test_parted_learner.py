@@ -1,0 +1,205 @@
+"""Ways to spread a learner over ranks and memory, each of which trains as one rank does that has everything.
+
+Four ranks: rows in halves make two groups of two, and so do weights that are kept in halves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_batches import batch
+from rank_processes import RankProcesses
+from torch import Tensor
+
+from pilaf_ray.data.tiny_models import make_tiny_tokenizer
+from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.zero_options import OffloadSettings
+
+LORA = LoraSettings(rank=4, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj", "gate_proj", "down_proj"))
+QLORA = LoraSettings(rank=4, alpha=6.0, dropout=0.0, targets=LORA.targets, quantise="nf4")
+ON_HOST = OffloadSettings(optimizer="cpu")
+ALL_ON_HOST = OffloadSettings(optimizer="cpu", parameters="cpu")
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training showed."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, Tensor]
+    """Of the first step, of the whole batch."""
+    weights: dict[str, Tensor]
+    """After the last."""
+    kept_twice: int
+    """Parameters that ranks keep among a few of them for the backward."""
+
+
+def train(place: dict[str, Any], model: Path, out: Path, variant: dict[str, Any]) -> Training:
+    from deepspeed.utils import safe_get_full_grad
+
+    from pilaf_ray.engines.learner import PolicyLearner
+
+    settings: dict[str, Any] = {
+        "model_path": str(model),
+        "zero_stage": 0,
+        "precision": "float32",
+        "loss": "dpo",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "learning_rate": 1e-3,
+        "lr_schedule": "constant",
+        "warmup_steps": 0,
+        "total_steps": 10,
+        "micro_batch_tokens": 64,
+        # Ranks have different numbers of chunks.
+        "logprob_chunk_tokens": 4,
+        "dump_folder": out,
+    }
+    learner = PolicyLearner(**place, **settings | variant)
+    engine, take_step = learner._engine, learner._engine.step
+    gradients: list[dict[str, Tensor]] = []
+    kept_twice: list[int] = []
+
+    def noted() -> Tensor:
+        trained = [(name, p) for name, p in engine.network.named_parameters() if p.requires_grad]
+        whole = [(name, p.grad if engine._zero_stage == 0 else safe_get_full_grad(p)) for name, p in trained]
+        gradients.append({name: gradient.clone() for name, gradient in whole})
+        kept_twice.append(sum(getattr(p, "ds_secondary_tensor", None) is not None for _, p in trained))
+        return take_step()
+
+    engine.step = noted  # type: ignore[method-assign]
+    steps = [learner.train_step(number, batch()) for number in range(1, STEPS + 1)]
+    weights = {name: tensor.clone() for name, tensor in engine.named_weights()}
+    losses, norms = [s.loss for s in steps], [s.metrics["grad_norm"] for s in steps]
+    return Training(losses, norms, gradients[0], weights, kept_twice[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a model whose matrices are just large enough for ZeRO-3 to part them again after each use."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("parted")
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=384,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    make_tiny_tokenizer().save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[RankProcesses]:
+    with RankProcesses(1) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[RankProcesses]:
+    with RankProcesses(4) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def every_weight(alone: RankProcesses, folder: Path) -> Training:
+    return alone.run(train, folder / "model", folder, {})[0]
+
+
+@pytest.fixture(scope="module")
+def adapters(alone: RankProcesses, folder: Path) -> Training:
+    return alone.run(train, folder / "model", folder, {"lora": LORA})[0]
+
+
+def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - tensor).abs().max()) for name, tensor in expected.items())
+
+
+def require_same(found: list[Training], expected: Training) -> None:
+    """Up to rounding in fp32; gradients are up to 0.2, and Adam's steps up to 0.001 each."""
+    for rank in found:
+        assert rank.losses == pytest.approx(expected.losses, abs=1e-5)
+        assert rank.norms == pytest.approx(expected.norms, rel=1e-4)
+        assert gap(rank.gradients, expected.gradients) < 2e-6
+        assert gap(rank.weights, expected.weights) < 1e-4
+
+
+PARTED: dict[str, dict[str, Any]] = {
+    "sequence": {"sequence_parallel": 2},
+    "sequence-zero2-rows-apart": {
+        "sequence_parallel": 2,
+        "zero_stage": 2,
+        "share_prompts": False,
+        "gradient_checkpointing": True,
+    },
+    "sequence-zero3": {"sequence_parallel": 2, "zero_stage": 3},
+    "optimizer-on-host-zero1": {"zero_stage": 1, "offload": ON_HOST},
+    "optimizer-on-host-zero2": {"zero_stage": 2, "offload": ON_HOST},
+    "all-on-host-zero3": {"zero_stage": 3, "offload": ALL_ON_HOST},
+}
+PARTED_ADAPTERS: dict[str, dict[str, Any]] = {
+    "sequence": {"sequence_parallel": 2},
+    "sequence-zero3": {"sequence_parallel": 2, "zero_stage": 3},
+    "all-on-host-zero3": {"zero_stage": 3, "offload": ALL_ON_HOST},
+}
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_training_every_weight(name: str, four: RankProcesses, every_weight: Training, folder: Path) -> None:
+    require_same(four.run(train, folder / "model", folder, PARTED[name]), every_weight)
+
+
+@pytest.mark.parametrize("name", PARTED_ADAPTERS)
+def test_training_adapters(name: str, four: RankProcesses, adapters: Training, folder: Path) -> None:
+    variant = {"lora": LORA, **PARTED_ADAPTERS[name]}
+    require_same(four.run(train, folder / "model", folder, variant), adapters)
+
+
+@pytest.mark.parametrize("name", ["model", "base"])
+def test_training_adapters_of_four_bits(name: str, four: RankProcesses, alone: RankProcesses, folder: Path) -> None:
+    """As adapters of the model that the four bits stand for, which generators and reference have."""
+    pytest.importorskip("bitsandbytes")
+    from pilaf_ray.engines.quantised import write_base
+
+    write_base(str(folder / "model"), folder / "base")
+    expected = alone.run(train, folder / "base", folder, {"lora": LORA})[0]
+    spread = {"model": {}, "base": {"zero_stage": 2, "sequence_parallel": 2}}[name]
+    require_same(four.run(train, folder / name, folder, {"lora": QLORA, **spread}), expected)
+
+
+def builds(_: dict[str, Any]) -> bool:
+    from pilaf_ray.engines.zero_options import async_io_builds
+
+    return async_io_builds()
+
+
+@pytest.mark.parametrize("parameters", [None, "nvme"])
+def test_training_with_a_disk(parameters: Any, alone: RankProcesses, every_weight: Training, folder: Path) -> None:
+    if not alone.run(builds)[0]:
+        pytest.skip("DeepSpeed's asynchronous I/O cannot be built: libaio-dev is not installed")
+    disk = OffloadSettings(optimizer="nvme", parameters=parameters, nvme_path=str(folder))
+    require_same(alone.run(train, folder / "model", folder, {"zero_stage": 3, "offload": disk}), every_weight)
+
+
+# Last, because DeepSpeed keeps its groups of ranks for all later engines of a process.
+@pytest.mark.parametrize("variant", [{"sequence_parallel": 2}, {"lora": LORA}], ids=["sequence", "adapters"])
+def test_training_with_weights_kept_in_halves(
+    variant: dict[str, Any], four: RankProcesses, every_weight: Training, adapters: Training, folder: Path
+) -> None:
+    found = four.run(train, folder / "model", folder, {"zero_stage": 3, "hybrid_ranks": 2, **variant})
+    require_same(found, adapters if "lora" in variant else every_weight)
+    assert all(rank.kept_twice > 0 for rank in found)
