@@ -227,8 +227,8 @@ def _part_from_device(
     parts: dict[str, float], offload: OffloadSettings, *, places: tuple[str, ...] = ("cpu", "nvme")
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What stays, and what moves to the host; what goes to a disk is in neither. Only ``places`` count as elsewhere."""
-    leaving = dict.fromkeys(("reduced gradients", "master weights", "optimizer"), offload.optimizer)
-    leaving["weights"] = offload.parameters
+    state: tuple[str, ...] = ("reduced gradients", "master weights", "optimizer")
+    leaving: dict[str, str | None] = {**dict.fromkeys(state, offload.optimizer), "weights": offload.parameters}
     stays = {name: size for name, size in parts.items() if leaving.get(name) not in places}
     moved = {name: size for name, size in parts.items() if leaving.get(name) == "cpu" and name not in stays}
     return stays, moved
