@@ -25,7 +25,18 @@ import typer
 from rich.console import Console
 
 from benchmarks.chaos_books import Books, read_books
-from benchmarks.chaos_faults import ALONE, Aftermath, Cell, Outcome, cell, choose, count_cells, free_roles, inject
+from benchmarks.chaos_faults import (
+    ALONE,
+    TRAP_SECONDS,
+    Aftermath,
+    Cell,
+    Outcome,
+    cell,
+    choose,
+    count_cells,
+    free_roles,
+    inject,
+)
 from benchmarks.chaos_job import ROOT, Fault, Job, leave_nothing_behind
 from benchmarks.machine import machine
 
@@ -60,7 +71,8 @@ def run_chaos(
     started = time.monotonic()
     if plan is not None:
         for fault in plan:
-            storm.inject(fault)
+            # Each has to strike, however slow the machine is.
+            storm.inject(fault, moment_seconds=patience)
             storm.settle()
     while plan is None and time.monotonic() - started < seconds:
         begun = time.monotonic()
@@ -96,9 +108,11 @@ class _Storm:
             self.inject(fault if fault.role in free else choose(self._draw, free, self._counts, also=True))
         time.sleep(0.1)
 
-    def inject(self, fault: Fault) -> None:
-        """This fault."""
-        aftermath = inject(self._job, fault, patience=self._patience, meanwhile=self.look)
+    def inject(self, fault: Fault, *, moment_seconds: float = TRAP_SECONDS) -> None:
+        """This fault, if its moment comes in time."""
+        aftermath = inject(
+            self._job, fault, patience=self._patience, meanwhile=self.look, moment_seconds=moment_seconds
+        )
         # Also where its moment did not come: another cell is tried then.
         self._counts[cell(fault)] += 1
         if aftermath is not None:

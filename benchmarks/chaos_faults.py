@@ -101,10 +101,13 @@ def choose(draw: random.Random, roles: Sequence[str], counts: Mapping[Cell, int]
     return Fault(role=found.role, kind=found.kind, moment=found.moment, delay=delay)
 
 
-def inject(job: Job, fault: Fault, *, patience: float, meanwhile: Callable[[], object]) -> "Aftermath | None":
+def inject(
+    job: Job, fault: Fault, *, patience: float, meanwhile: Callable[[], object], moment_seconds: float = TRAP_SECONDS
+) -> "Aftermath | None":
     """One fault; None where the role is not there, or the moment does not come.
 
     Args:
+        moment_seconds: how long the moment is waited for.
         patience: seconds until the run counts as lost.
         meanwhile: called while the moment is waited for.
     """
@@ -112,7 +115,7 @@ def inject(job: Job, fault: Fault, *, patience: float, meanwhile: Callable[[], o
     if victim is None:
         return None
     before, mark = look(job.path), job.event_mark()
-    struck = _strike(job, victim, fault, meanwhile)
+    struck = _strike(job, victim, fault, meanwhile, moment_seconds)
     if struck is None:
         return None
     # Not earlier: steps go on until the moment comes.
@@ -120,14 +123,16 @@ def inject(job: Job, fault: Fault, *, patience: float, meanwhile: Callable[[], o
     return Aftermath(job, fault, victim, before, struck=struck, step=step, mark=mark, patience=patience)
 
 
-def _strike(job: Job, victim: psutil.Process, fault: Fault, meanwhile: Callable[[], object]) -> float | None:
+def _strike(
+    job: Job, victim: psutil.Process, fault: Fault, meanwhile: Callable[[], object], moment_seconds: float
+) -> float | None:
     resumes = fault.phase == "resume"
     job.set_trap(0 if resumes and fault.role == "learner" else victim.pid, fault)
     if resumes:
         learner = job.victim("learner")
         if learner is not None:
             learner.kill()
-    deadline = time.monotonic() + (RESUMPTION_SECONDS if resumes else TRAP_SECONDS)
+    deadline = time.monotonic() + (RESUMPTION_SECONDS if resumes else moment_seconds)
     while time.monotonic() < deadline and job.runs():
         struck = job.sprung(fault)
         if struck is not None:
