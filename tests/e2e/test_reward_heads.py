@@ -1,6 +1,5 @@
 """A reward model with several heads on DeepSpeed, beside a plain loop in PyTorch."""
 
-import multiprocessing
 import re
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rank_processes import RankProcesses
 from test_reward_learner import make, pairs, plain, plain_score, scoring_items
 
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_reward_model
-from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.errors import CheckpointError
 from pilaf_ray.sampling.identity import bootstrap_weights
 from pilaf_ray.store.reading import LedgerReader
@@ -23,8 +22,8 @@ HEADS, STEPS = 3, 4
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
 
-def work(rank: int, ranks: int, stage: int, port: int, model: Path, policy: Path, out: Path, results: Any) -> None:
-    place = {"rank": rank, "world_size": ranks, "zero_stage": stage, "master_port": port}
+def work(place: dict[str, Any], stage: int, model: Path, policy: Path, out: Path) -> dict[str, Any]:
+    place = {**place, "zero_stage": stage}
     learner = make(model, out, policy=policy, heads=HEADS, head_learning_rate=1e-2, **place)
     batch, probe = pairs(6, seed=1), scoring_items(pairs(3, seed=2))
     found: dict[str, Any] = {"before": learner.score(probe)}
@@ -34,28 +33,18 @@ def work(rank: int, ranks: int, stage: int, port: int, model: Path, policy: Path
     learner.train_step(batch)
     learner.load(out)
     found["restored"] = learner.score(probe)
-    if ranks == 1:
+    if place["world_size"] == 1:
         mean = make(model, out, policy=policy, heads=HEADS, pooling="mean", **place)
         found["pooled"] = mean.score(probe)
         with pytest.raises(CheckpointError, match=r"trained with reward_model\.heads: 3; now it is: 1: go on"):
             make(model, out, policy=policy, **place).load(out)
-    results.put((rank, found))
+    return found
 
 
 def run(*folders: Path, ranks: int, stage: int) -> dict[str, Any]:
-    """A process group of its own: a process can join one only."""
     folders[-1].mkdir()
-    spawn = multiprocessing.get_context("spawn")
-    results, port = spawn.Queue(), free_address()[1]
-    processes = [
-        spawn.Process(target=work, args=(rank, ranks, stage, port, *folders, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    answers = sorted((results.get(timeout=200) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join()
-    return dict(answers[0][1])
+    with RankProcesses(ranks) as processes:
+        return dict(processes.run(work, stage, *folders)[0])
 
 
 def plain_loop(folder: Path) -> tuple[list[float], list[list[float]]]:

@@ -1,6 +1,5 @@
 """The reward model on DeepSpeed: scores, steps and checkpoints beside plain transformers and PyTorch."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -8,35 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pairs import plan
+from rank_processes import RankProcesses
 
+from pilaf_ray.data.made_pairs import made_response
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2, make_tiny_reward_model
-from pilaf_ray.engines.rendezvous import free_address
 from pilaf_ray.types import (
-    FinishReason,
     LabeledPair,
     PreferenceLabel,
     Prompt,
     ReferenceLogprobs,
     ResponsePair,
-    SampledResponse,
     ScoringItem,
     TokenPair,
-    VersionSpan,
 )
 
 GOOD = 77
 """The token whose number in a response is its known reward."""
-
-
-def response(tokens: tuple[int, ...], text: str = "some text") -> SampledResponse:
-    return SampledResponse(
-        token_ids=tokens,
-        text=text,
-        coefficient=0.0,
-        logprobs=(0.0,) * len(tokens),
-        versions=(VersionSpan(version=0, start=0, end=len(tokens)),),
-        finish_reason=FinishReason.LENGTH,
-    )
+TEXT = "some text"
 
 
 def pairs(count: int, *, seed: int) -> list[LabeledPair]:
@@ -55,7 +42,7 @@ def pairs(count: int, *, seed: int) -> list[LabeledPair]:
         probability = float(torch.sigmoid(torch.tensor(difference)))
         items.append(
             LabeledPair(
-                pair=ResponsePair(plan=plan(index), a=response(a), b=response(b)),
+                pair=ResponsePair(plan=plan(index), a=made_response(a, text=TEXT), b=made_response(b, text=TEXT)),
                 label=PreferenceLabel(pair_id=f"pair-{index}", probability=probability, source="test"),
                 reference=ReferenceLogprobs(pair_id=f"pair-{index}", a=0.0, b=0.0),
             )
@@ -66,12 +53,10 @@ def pairs(count: int, *, seed: int) -> list[LabeledPair]:
 def make(model: Path, out: Path, *, policy: Path | None = None, **options: Any) -> Any:
     from pilaf_ray.engines.reward_learner import RewardLearner
 
-    settings = {"rank": 0, "world_size": 1, "zero_stage": 1, "learning_rate": 1e-3, "micro_batch_tokens": 64} | options
-    settings.setdefault("master_port", free_address()[1])
+    settings = {"zero_stage": 1, "learning_rate": 1e-3, "micro_batch_tokens": 64} | options
     return RewardLearner(
         model_path=str(model),
         policy_path=str(policy or model),
-        master_addr="127.0.0.1",
         precision="float32",
         dump_folder=out / "failed",
         **settings,
@@ -97,15 +82,9 @@ def plain_score(network: Any, item: TokenPair) -> torch.Tensor:
     return network(input_ids=torch.tensor([[*item[0], *item[1]]])).logits[0, 0]
 
 
-def work(task: str, rank: int, ranks: int, stage: int, port: int, folders: list[Path], results: Any) -> None:
-    results.put((rank, TASKS[task](rank, ranks, stage, port, *folders)))
-
-
-def agree(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path) -> dict[str, Any]:
+def agree(place: dict[str, Any], stage: int, model: Path, out: Path) -> dict[str, Any]:
     """Steps and scores of one rank, and on a single rank those of a plain loop."""
-    learner = make(
-        model.parent / "reward", out, policy=model, rank=rank, world_size=ranks, zero_stage=stage, master_port=port
-    )
+    learner = make(model.parent / "reward", out, policy=model, zero_stage=stage, **place)
     batch, probe = pairs(6, seed=1), scoring_items(pairs(3, seed=2))
     learner.save(out)
     found: dict[str, Any] = {"before": learner.score(probe), "steps": [learner.train_step(batch) for _ in range(3)]}
@@ -113,7 +92,7 @@ def agree(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path) 
     learner.load(out)
     found["restored"] = learner.score(probe)
     found["again"] = learner.train_step(batch)
-    if ranks == 1:
+    if place["world_size"] == 1:
         found["expected"] = plain_loop(out / "hf", batch, probe)
     return found
 
@@ -147,16 +126,16 @@ def plain_loop(folder: Path, batch: list[LabeledPair], probe: list[ScoringItem])
     return found
 
 
-def recover(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path) -> dict[str, Any]:
+def recover(place: dict[str, Any], stage: int, model: Path, out: Path) -> dict[str, Any]:
     """Train on synthetic pairs, then look at pairs that were never seen; and once the last layer alone."""
-    partly = make(model, out, master_port=port, trainable_layers=1)
+    partly = make(model, out, trainable_layers=1, **place)
     lower = {n: p.clone() for n, p in partly._engine.network.named_parameters() if not p.requires_grad}
     top = {n: p.clone() for n, p in partly._engine.network.named_parameters() if p.requires_grad}
     for _ in range(2):  # the head is zero at first, and lets no gradient through
         partly.train_step(pairs(16, seed=1))
     after = dict(partly._engine.network.named_parameters())
-    learner = make(model, out, master_port=port, micro_batch_tokens=1024)
-    mean = make(model.parent / "reward", out, policy=model, master_port=port, pooling="mean")
+    learner = make(model, out, micro_batch_tokens=1024, **place)
+    mean = make(model.parent / "reward", out, policy=model, pooling="mean", **place)
     probe = scoring_items(pairs(3, seed=2))
     network = plain(model.parent / "reward")
     pooled = []
@@ -181,11 +160,11 @@ def recover(rank: int, ranks: int, stage: int, port: int, model: Path, out: Path
     }
 
 
-def retokenise(rank: int, ranks: int, stage: int, port: int, model: Path, policy: Path, out: Path) -> dict[str, Any]:
+def retokenise(place: dict[str, Any], stage: int, model: Path, policy: Path, out: Path) -> dict[str, Any]:
     """r̂ with a vocabulary of its own reads texts."""
     from transformers import AutoTokenizer
 
-    learner = make(model, out, policy=policy, master_port=port, layers=1)
+    learner = make(model, out, policy=policy, layers=1, **place)
     prompt = Prompt(prompt_id="p", text="Name a film.", token_ids=(9, 9, 9))
     texts = ["A long good answer.", "", "Rain"]
     scores = learner.score([ScoringItem(prompt=prompt, token_ids=(7,) * (n + 1), text=t) for n, t in enumerate(texts)])
@@ -208,21 +187,9 @@ TASKS: dict[str, Any] = {"agree": agree, "recover": recover, "retokenise": retok
 
 
 def run(task: str, *folders: Path, ranks: int = 1, stage: int = 1) -> dict[str, Any]:
-    """A process group of its own for each task: a process can join one only."""
     folders[-1].mkdir()
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    port = free_address()[1]
-    processes = [
-        spawn.Process(target=work, args=(task, rank, ranks, stage, port, list(folders), results))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    answers = sorted((results.get(timeout=200) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join()
-    return answers[0][1]
+    with RankProcesses(ranks) as processes:
+        return processes.run(TASKS[task], stage, *folders)[0]
 
 
 @pytest.fixture(scope="module")
