@@ -1,5 +1,5 @@
 # make demo   align the packaged model on this machine and write a report
-# make test   lint, types and tests; make test-long: three more whole runs
+# make test   lint, types and tests; make test-long: more whole runs
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin

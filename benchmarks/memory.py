@@ -25,7 +25,8 @@ def rows(folder: Path) -> list[Row]:
         "generator": config.generation.replicas,
         "learner": config.learner.ranks,
         "reference": config.reference.replicas,
-        "oracle": config.oracle.replicas,
+        "oracle": config.scoring_oracle.replicas,
+        "reward": config.reward_model.ranks if config.reward_model else 0,
     }
     return [
         (

@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.workers import Commands
 from pilaf_ray.engines.lora_checks import LoraSettings
-from pilaf_ray.engines.weight_publishers import WeightPublisher, WeightUpdate, make_publisher
+from pilaf_ray.engines.weight_publishers import WeightPublisher, make_publisher
+from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.types import GenerationRequest, SampledResponse
 
 STEPS_BEFORE = 5

@@ -7,6 +7,7 @@ from rich.console import Console
 from pilaf_ray import build
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
 from pilaf_ray.actors.learner_group import RewardGroup
+from pilaf_ray.actors.node_checks import require_fit_nodes
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.config.resources import RoleResourcesConfig
@@ -29,7 +30,7 @@ async def start_roles(
     launcher = RoleLauncher(
         logs=str(folder.logs.resolve()),
         call_seconds=config.pipeline.call_seconds,
-        reservations=await _reserve(config),
+        reservations=await _reserve(config, folder),
         policy=build.supervision_policy(config),
         outage_seconds=config.supervision.oracle_outage_seconds,
         report=report,
@@ -79,7 +80,7 @@ async def start_roles(
     )
 
 
-async def _reserve(config: RunConfig) -> Reservations:
+async def _reserve(config: RunConfig, folder: RunFolder) -> Reservations:
     """Everything that the roles need, before any of them starts to load."""
     resources = config.resources
     await wait_for_nodes(sum(node.count for node in resources.nodes), seconds=resources.start_seconds)
@@ -87,6 +88,7 @@ async def _reserve(config: RunConfig) -> Reservations:
     plan.require()
     reservations = Reservations(plan.groups)
     await reservations.acquire(seconds=resources.start_seconds)
+    await require_fit_nodes(reservations.node_ids(), folder=folder.path, seconds=resources.start_seconds)
     return reservations
 
 

@@ -15,6 +15,7 @@ from pilaf_ray.actors.launch import Roles
 from pilaf_ray.actors.weights import make_weight_sync
 from pilaf_ray.build_samplers import build_pair_source
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.console.address import require_free_port
 from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
 from pilaf_ray.engines.learner_layout import require_loadable
 from pilaf_ray.errors import GuardError, RollbackError
@@ -60,6 +61,10 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         console.print(f"resuming from step {step} at {config.checkpoint.mirror}", markup=False)
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
     build.check_logging(config)
+    if config.serves_console and not resume:
+        # Served from this machine once all roles have started; what is in the way is said before. What a lost
+        # controller served may still be ending when it is started again.
+        require_free_port(config.console.host, config.console.port)
     inputs = build.build_inputs(config)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)

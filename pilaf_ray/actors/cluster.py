@@ -2,10 +2,14 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
+
+from pilaf_ray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +19,9 @@ _RAYLET_ENVIRONMENT = {"RAY_process_group_cleanup_enabled": "true"}
 # cluster on loopback has no use for it, and an existing cluster's own setting wins.
 _LOCAL_DEFAULTS = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
+_REACH_SECONDS = 20.0
+"""Ray itself waits for minutes for a head that is not there, and prints pages meanwhile."""
+
 
 @contextmanager
 def ray_cluster(*, address: str | None, num_cpus: float) -> Iterator[None]:
@@ -23,6 +30,9 @@ def ray_cluster(*, address: str | None, num_cpus: float) -> Iterator[None]:
     Args:
         address: cluster address, ``auto``, or None.
         num_cpus: logical CPUs that a private cluster offers; roles may share cores.
+
+    Raises:
+        ClusterError: nothing answers at the address, or another version of Ray or Python does.
     """
     target = address or os.environ.get("RAY_ADDRESS")
     os.environ.update(_RAYLET_ENVIRONMENT)
@@ -38,8 +48,24 @@ def ray_cluster(*, address: str | None, num_cpus: float) -> Iterator[None]:
             logging_level=logging.WARNING,
         )
     else:
-        ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
+        _join(target)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(target: str) -> None:
+    host, separator, port = target.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        except OSError as error:
+            raise ClusterError(
+                f"no Ray head answers at {target} ({error.strerror or error}): start it with `ray start --head`, or "
+                "mend resources.address, or RAY_ADDRESS, which stands for it"
+            ) from error
+    try:
+        ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {target}: {' '.join(str(error).split())}") from error

@@ -183,6 +183,7 @@ class RoleLauncher:
         """What starts one training group; rank 0's node chooses where the ranks meet."""
 
         async def start() -> list[Any]:
+            await self._reservations.granted(role, 0)
             actors = [self._create(factory, role, rank, resources, rank) for rank in range(ranks)]
             try:
                 meet = actors[0].rendezvous.remote()
@@ -229,6 +230,7 @@ class RoleLauncher:
         """What starts replica n of a role, in the place that was reserved for it."""
 
         async def spawn(number: int) -> Any:
+            await self._reservations.granted(role, number)
             actor = self._create(factory, role, number, resources, *arguments, concurrency=concurrency)
             try:
                 await call(actor.start.remote(), role=f"{role} {number}", seconds=START_SECONDS)

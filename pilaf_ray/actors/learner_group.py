@@ -12,7 +12,7 @@ from pilaf_ray.actors.calls import RoleDiedError, call, end_actor
 from pilaf_ray.errors import RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
-from pilaf_ray.pipeline.replica_slots import unless_gone
+from pilaf_ray.pipeline.departure import Departure
 from pilaf_ray.pipeline.supervision import SupervisionPolicy, is_late
 from pilaf_ray.types import (
     LabeledPair,
@@ -53,7 +53,7 @@ class RankGroup:
     @property
     def replicas(self) -> list[ReplicaStatus]:
         """Each rank and its newest heartbeat; one rank's loss is the group's."""
-        serving = not self._gone.done()
+        serving = self._gone.error is None
         return [
             ReplicaStatus(number=rank, serving=serving, pulse=self._pulses.get(rank))
             for rank in range(len(self._actors))
@@ -62,11 +62,11 @@ class RankGroup:
     @property
     def loss(self) -> RoleLostError | None:
         """Why the group is of no more use; None while it is."""
-        return self._gone.result() if self._gone.done() else None
+        return self._gone.error
 
     async def unless_lost(self, work: Awaitable[T]) -> T:
         """The result of ``work`` of others that needs this group; raises RoleLostError once the group is lost."""
-        return await unless_gone(self._gone, work)
+        return await self._gone.unless_gone(work)
 
     async def rebuild(self) -> None:
         """End what is left of the group and start another, which has learned nothing so far."""
@@ -85,7 +85,7 @@ class RankGroup:
     async def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Call ``method`` on every rank at once; results in rank order."""
         with self.meter.call():
-            return await unless_gone(self._gone, self._everywhere(method, *arguments))
+            return await self._gone.unless_gone(self._everywhere(method, *arguments))
 
     async def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
         calls = [
@@ -126,14 +126,14 @@ class RankGroup:
 
     def _watch_ranks(self) -> None:
         self._pulses = {}
-        self._gone: asyncio.Future[RoleLostError] = asyncio.get_running_loop().create_future()
+        self._gone = Departure()
         self._watching = [
             asyncio.create_task(self._watch(rank, actor, self._gone)) for rank, actor in enumerate(self._actors)
         ]
 
-    async def _watch(self, rank: int, actor: Any, gone: "asyncio.Future[RoleLostError]") -> None:
+    async def _watch(self, rank: int, actor: Any, gone: Departure) -> None:
         name, seconds = f"{self._role} rank {rank}", self._policy.heartbeat_seconds
-        while not gone.done():
+        while gone.error is None:
             await asyncio.sleep(self._policy.heartbeat_every)
             asked = time.monotonic()
             try:
@@ -141,8 +141,8 @@ class RankGroup:
                 self._pulses[rank] = Pulse(time=time.time(), memory_mib=memory)
             except RoleLostError as error:
                 unread = is_late(time.monotonic() - asked, deadline=seconds) and not isinstance(error, RoleDiedError)
-                if not gone.done() and not unread:
-                    gone.set_result(error)
+                if not unread:
+                    gone.happen(error)
 
 
 class LearnerGroup(RankGroup):
@@ -169,7 +169,7 @@ class LearnerGroup(RankGroup):
     async def publish_again(self, version: int) -> Any:
         """A ticket for the same version through the shared folder, or None where there is no copy of it."""
         remote = self._actors[0].publish_again.remote(version)
-        return await unless_gone(self._gone, call(remote, role="policy learner rank 0", seconds=self._seconds))
+        return await self._gone.unless_gone(call(remote, role="policy learner rank 0", seconds=self._seconds))
 
     async def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities under the learner's current weights."""

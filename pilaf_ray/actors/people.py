@@ -5,7 +5,6 @@ not acknowledged, and the run goes on meanwhile.
 """
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from ray.actor import ActorHandle
 
 from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.handles import OraclePool
+from pilaf_ray.console.address import require_free_port
 from pilaf_ray.errors import ConfigError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.logs import setup_logging
@@ -185,14 +185,7 @@ async def start_console(
     Raises:
         ConfigError: the address is taken.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"console.host, console.port: {host}:{port} cannot be bound ({error.strerror}); choose another port"
-            ) from error
+    require_free_port(host, port)
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )

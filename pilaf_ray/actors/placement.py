@@ -7,10 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pilaf_ray.errors import ClusterError, PlacementError
+from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
 
 
@@ -57,6 +57,8 @@ class Reservations:
         self._reserved: list[Any] = []
         self._joined: dict[tuple[str, int], Any] = {}
         self._options: dict[tuple[str, int], dict[str, Any]] = {}
+        self._places: dict[tuple[str, int], Any] = {}
+        """The reservation in which a replica's place is."""
         self._seconds = 120.0
 
     async def acquire(self, *, seconds: float) -> None:
@@ -70,6 +72,31 @@ class Reservations:
             except PlacementError:
                 self.release()
                 raise
+
+    def node_ids(self) -> tuple[str, ...]:
+        """Ray's ids of the nodes on which something is reserved."""
+        tables = [placement_group_table(reserved) for reserved in self._reserved]
+        return tuple(dict.fromkeys(node for table in tables for node in table["bundles_to_node_id"].values()))
+
+    async def granted(self, role: str, replica: int) -> None:
+        """Return once the replica's place is there, which it no longer is while a lost node is not replaced.
+
+        Raises:
+            RoleLostError: it did not come back in the time that :meth:`acquire` had.
+        """
+        reserved = self._places.get((role, replica))
+        if reserved is None:
+            return
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        while placement_group_table(reserved)["state"] != "CREATED":
+            if asyncio.get_running_loop().time() > deadline:
+                place = self._bundle_of(role, replica)
+                raise RoleLostError(
+                    f"{role} {replica} has no place: the cluster shrank below the plan, and "
+                    f"{place.describe() if place else 'what it needs'} on one node did not come back within "
+                    f"{self._seconds:g} s; add a node, or continue with --resume and a smaller plan"
+                )
+            await asyncio.sleep(0.5)
 
     async def join(self, role: str, replica: int) -> bool:
         """Reserve for one more replica what replica 0 has; False where it has its place already, or needs none.
@@ -96,6 +123,7 @@ class Reservations:
         reserved = self._joined.pop((role, replica), None)
         if reserved is not None:
             remove_placement_group(reserved)
+            self._places.pop((role, replica), None)
         if self._bundle_of(role, replica) is None:
             self._options.pop((role, replica), None)
 
@@ -129,6 +157,7 @@ class Reservations:
                 reserved, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
             )
             self._remember(bundle, {"scheduling_strategy": strategy})
+            self._places |= {(member.role, member.replica): reserved for member in bundle.members}
         return reserved
 
     async def _grant(self, group: BundleGroup, reserved: Any, deadline: float) -> None:

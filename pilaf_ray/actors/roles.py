@@ -39,7 +39,7 @@ from pilaf_ray.types import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pilaf_ray.engines.weight_publishers import WeightUpdate
+    from pilaf_ray.engines.weight_tickets import WeightUpdate
 
 
 class _Generator:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import resource
 from collections.abc import Sequence
 from itertools import count
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pilaf_ray.engines.engine_environment import prepare_environment
 from pilaf_ray.engines.engine_requests import final_output, sampling_params
 from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
 from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import register
-from pilaf_ray.engines.weight_publishers import WeightUpdate
+from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.engines.weight_updates import WeightUpdater, version_label
 from pilaf_ray.errors import PilafError, PromptError
 from pilaf_ray.observability.busy import BusyMeter
@@ -137,16 +137,7 @@ class Generator:
             ConfigError: this package is not installed, so vLLM cannot find the plug-in.
         """
         check_plugin()
-        os.environ.update(
-            VLLM_CPU_OMP_THREADS_BIND="nobind",
-            OMP_NUM_THREADS=str(self._cpu_threads),
-            # The processors are written for Model Runner V1.
-            VLLM_USE_V2_MODEL_RUNNER="0",
-            VLLM_NO_USAGE_STATS="1",
-        )
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        # It would override kv_cache_memory_bytes, and takes whole GiB only.
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        prepare_environment(cpu_threads=self._cpu_threads, enforce_eager=self._engine_arguments["enforce_eager"])
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+LARGEST_BUCKET = 500_000_000
+"""Elements of gradients that are reduced at once, DeepSpeed's own choice."""
+
 
 def schedule_factor(name: str, *, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
     """Learning-rate factor of step number ``done`` (0 for the first): linear warm-up, then ``name``."""
@@ -48,18 +51,21 @@ def make_engine(
     """
     import deepspeed
 
+    apart = {id(p) for p in head} if head_learning_rate is not None else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # DeepSpeed takes its bucket whole, 500 million elements by default, at each backward pass; no more than all
+    # gradients ever lie in it, and on CPUs a larger one spreads over memory that is never given back.
+    bucket = min(LARGEST_BUCKET, sum(p.numel() for p in trained))
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": max_grad_norm,
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
     if precision == "bfloat16":
         settings["bf16"] = {"enabled": True}
-    apart = {id(p) for p in head} if head_learning_rate is not None else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in apart]}]
     if apart:
         groups.append({"params": list(head), "lr": head_learning_rate})

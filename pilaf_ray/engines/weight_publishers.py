@@ -7,21 +7,19 @@ weights are and how to recognise them. Generators redeem it with
 superseded, so a generator that restarts catches up by itself.
 """
 
-import hashlib
 import json
 import logging
 import os
-import re
+import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from uuid import uuid4
 
 from pilaf_ray.engines.rendezvous import own_address
+from pilaf_ray.engines.weight_tickets import SampleChecksum, WeightUpdate
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -30,29 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_PER_TENSOR = 256
 SHARD_BYTES = 2 * 2**30
 KEPT_VERSIONS = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightUpdate:
-    """A ticket for one published version of the policy's weights.
-
-    Example: ``WeightUpdate(version=3, transport="filesystem", location="/run/weights/v00000003",
-    num_tensors=20, num_bytes=500_000, sample_checksum="9f…")``
-    """
-
-    version: int
-    transport: str
-    location: str
-    """A folder (filesystem) or ``host:port`` (gloo and nccl)."""
-    num_tensors: int
-    num_bytes: int
-    sample_checksum: str
-    """SHA-256 over names, dtypes, shapes and up to 256 evenly spaced values of each tensor."""
-    adapter_scale: float | None = None
-    """The tensors are A and B of adapters, and the policy is reference + scale·B·A; None: they are the policy."""
 
 
 class WeightPublisher(Protocol):
@@ -93,53 +70,21 @@ def make_publisher(
     raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem', 'gloo' or 'nccl'")
 
 
-class SampleChecksum:
-    """Running fingerprint of a stream of named tensors; order matters."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.num_tensors = 0
-        self.num_bytes = 0
-
-    def add(self, name: str, tensor: "Tensor") -> None:
-        """Take one CPU tensor of any shape and dtype into account."""
-        import torch
-
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES_PER_TENSOR)
-        samples = flat[::step].contiguous().view(torch.uint8).numpy()
-        self._hash.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        self._hash.update(samples.tobytes())
-        self.num_tensors += 1
-        self.num_bytes += tensor.numel() * tensor.element_size()
-
-    def ticket(self, *, version: int, transport: str, location: str, adapter_scale: float | None) -> WeightUpdate:
-        """The ticket of everything added so far."""
-        return WeightUpdate(
-            version=version,
-            transport=transport,
-            location=location,
-            num_tensors=self.num_tensors,
-            num_bytes=self.num_bytes,
-            sample_checksum=self.hexdigest(),
-            adapter_scale=adapter_scale,
-        )
-
-    def hexdigest(self) -> str:
-        """The fingerprint so far."""
-        return self._hash.hexdigest()
-
-
 class FilesystemPublisher:
-    """Writes safetensors shards into ``folder/v<version>``; keeps the last two versions.
+    """Writes safetensors shards into ``folder/<its own>/v<version>``; keeps the last two that it published.
 
     A version appears all at once: shards are written and synced under a temporary
-    name, and the folder is renamed last. Versions above the one that is published are those
-    of a learner that was lost: the run has gone back behind them, and they are removed.
+    name, and the folder is renamed last.
+
+    Versions go back when a learner is rolled back or rebuilt, and a learner that was given up may come to again. So
+    every publisher has a folder of its own, and the order in which it publishes decides what is old, not the number.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self._folder = Path(folder)
+        self._shared = Path(folder)
+        self._folder = self._shared / f"publisher-{secrets.token_hex(4)}"
+        self._published: list[Path] = []
+        self._predecessors: list[Path] = []
 
     def publish(
         self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]], *, adapter_scale: float | None = None
@@ -150,12 +95,12 @@ class FilesystemPublisher:
             WeightSyncError: the folder cannot be written.
         """
         final = self._folder / f"v{version:08d}"
-        # A name of its own: a learner that was given up may live on behind a cut network, and write.
-        temporary = self._folder / f"tmp.v{version:08d}.{uuid4().hex[:8]}"
+        temporary = self._folder / f"tmp.v{version:08d}"
         checksum = SampleChecksum()
         try:
-            for leftover in self._folder.glob("tmp.v*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            if not self._published:
+                self._predecessors = list(self._shared.glob("publisher-*"))
+            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             names = [_write_shard(temporary, i, s) for i, s in enumerate(_shards(named_tensors, checksum))]
             (temporary / "shards.json").write_text(json.dumps(names))
@@ -168,7 +113,7 @@ class FilesystemPublisher:
                 f"cannot publish weights version {version} in {self._folder}: {error}; "
                 "check free space and that the folder is writable"
             ) from error
-        self._drop_others(version)
+        self._drop_old(final)
         return checksum.ticket(
             version=version, transport="filesystem", location=str(final), adapter_scale=adapter_scale
         )
@@ -179,11 +124,15 @@ class FilesystemPublisher:
     def close(self) -> None:
         """Nothing to free: the files stay for generators that join later."""
 
-    def _drop_others(self, newest: int) -> None:
-        folders = {int(p.name[1:]): p for p in self._folder.iterdir() if re.fullmatch(r"v\d{8,}", p.name)}
-        kept = sorted(version for version in folders if version <= newest)[-KEPT_VERSIONS:]
-        for version in folders.keys() - set(kept):
-            shutil.rmtree(folders[version], ignore_errors=True)
+    def _drop_old(self, newest: Path) -> None:
+        self._published = [path for path in self._published if path != newest] + [newest]
+        stale, self._published = self._published[:-KEPT_VERSIONS], self._published[-KEPT_VERSIONS:]
+        if len(self._published) > 1:
+            # By now nobody is told to read what came before this publisher.
+            stale += self._predecessors
+            self._predecessors = []
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _shards(named_tensors: Iterable[tuple[str, "Tensor"]], checksum: SampleChecksum) -> Iterator[dict[str, "Tensor"]]:

@@ -26,7 +26,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.lora import merge_stream
 from pilaf_ray.engines.weight_peers import RECEIVER, buckets, connect, join_store
-from pilaf_ray.engines.weight_publishers import SampleChecksum
+from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import WeightSyncError
 
 if TYPE_CHECKING:

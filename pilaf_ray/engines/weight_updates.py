@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pilaf_ray.engines.weight_publishers import WeightUpdate
+from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.errors import WeightSyncError
 
 if TYPE_CHECKING:

@@ -1,16 +1,14 @@
-"""The places of a pool's replicas, and calls that end with their replica."""
+"""The places of a pool's replicas."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from pilaf_ray.errors import RoleLostError
+from pilaf_ray.pipeline.departure import Departure
 from pilaf_ray.pipeline.supervision import CircuitBreaker
 
 W = TypeVar("W")
-T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -21,7 +19,7 @@ class Slot(Generic[W]):
     worker: W | None
     breaker: CircuitBreaker
     incarnation: int = 0
-    gone: "asyncio.Future[RoleLostError]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    gone: Departure = field(default_factory=Departure)
     load: "Counter[str]" = field(default_factory=Counter)
     calls: int = 0
     claimed: str | None = None
@@ -30,18 +28,3 @@ class Slot(Generic[W]):
     """It is out of the pool and gets no more work."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last call has left a retired replica."""
-
-
-async def unless_gone(gone: "asyncio.Future[RoleLostError]", work: Awaitable[T]) -> T:
-    """The result of ``work``; raises what ``gone`` holds if that comes first."""
-    task = asyncio.ensure_future(work)
-    waiting: set[asyncio.Future[Any]] = {task, gone}
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise gone.result()
-        return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

@@ -20,7 +20,8 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 
 from pilaf_ray.errors import GivenUpError, PilafError, PoisonPairError, RoleLostError
-from pilaf_ray.pipeline.replica_slots import Slot, unless_gone
+from pilaf_ray.pipeline.departure import Departure
+from pilaf_ray.pipeline.replica_slots import Slot
 from pilaf_ray.pipeline.supervision import CircuitBreaker, Report, SupervisionPolicy, is_late, no_report
 
 W = TypeVar("W")
@@ -95,7 +96,7 @@ class ReplicaPool(Generic[W]):
             assert worker is not None
             with self._working(slot, pairs):
                 try:
-                    answer = await unless_gone(slot.gone, work(worker, slot.number))
+                    answer = await slot.gone.unless_gone(work(worker, slot.number))
                 except RoleLostError as error:
                     self._count_lost(slot, incarnation, error)
                 else:
@@ -117,11 +118,10 @@ class ReplicaPool(Generic[W]):
             RoleLostError: the replica was given up first, or is not there.
         """
         slot = self._slots.get(number)
+        gone = Departure() if slot is None else slot.gone
         if slot is None:
-            gone: asyncio.Future[RoleLostError] = asyncio.get_running_loop().create_future()
-            gone.set_result(RoleLostError(f"{self._role} {number} is not there"))
-            return await unless_gone(gone, work)
-        return await unless_gone(slot.gone, work)
+            gone.happen(RoleLostError(f"{self._role} {number} is not there"))
+        return await gone.unless_gone(work)
 
     async def grow(self) -> int:
         """Start one more replica; returns its number once it takes work.
@@ -151,8 +151,7 @@ class ReplicaPool(Generic[W]):
         slot = self._slots.pop(max(self._slots))
         worker, slot.worker, slot.retired = slot.worker, None, True
         handed_back = slot.calls
-        if not slot.gone.done():
-            slot.gone.set_result(RoleLostError(f"{self._role} {slot.number} is removed"))
+        slot.gone.happen(RoleLostError(f"{self._role} {slot.number} is removed"))
         if slot.calls:
             await slot.left.wait()
         if worker is not None:
@@ -232,7 +231,7 @@ class ReplicaPool(Generic[W]):
         self._report("replica lost", role=self._role, replica=slot.number, cause=str(error))
         self._blame(set(slot.load), error)
         slot.breaker.failed(error)
-        slot.gone.set_result(error)
+        slot.gone.happen(error)
         self._start(self._replacing(slot, worker))
 
     def _blame(self, under_way: set[str], error: RoleLostError) -> None:
@@ -265,7 +264,7 @@ class ReplicaPool(Generic[W]):
                 await self._end(worker)
                 return
             # Nothing is awaited between the newcomer's readiness and here: it misses no weights.
-            slot.gone = asyncio.get_running_loop().create_future()
+            slot.gone = Departure()
             # The lost one's calls count themselves out of its own counter.
             slot.load, slot.claimed = Counter(), None
             slot.worker, slot.incarnation = worker, slot.incarnation + 1

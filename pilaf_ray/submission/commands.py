@@ -44,10 +44,12 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be handed over.")] = False,
 ) -> None:
     """Hand a run to a scheduler; submitted again, it goes on where it stopped."""
-    from pilaf_ray.submission.job import check, make_job, render
+    from pilaf_ray.submission.job import check, make_job, memory_warnings, render
 
     job = make_job(load_config(config, overrides or []), working_dir=working_dir)
     check(job, to)
+    for line in memory_warnings(job):
+        typer.echo(f"warning: {line}", err=True)
     if dry_run:
         shown = {"command": job.entrypoint} if to is Target.ray else render(job, to)
         for text in shown.values():
@@ -90,7 +92,8 @@ def stop(
 
 
 def _scheduler(to: Target, address: str | None, namespace: str) -> "Scheduler":
-    from pilaf_ray.submission.schedulers import KubeRay, SkyPilot, Slurm
+    from pilaf_ray.submission.schedulers import KubeRay, SkyPilot
+    from pilaf_ray.submission.slurm import Slurm
 
     match to:
         case Target.ray:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
-from pilaf_ray.resource_plan import plan_on, planned_nodes
+from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
 _TEMPLATES = {
@@ -36,7 +37,7 @@ class Job:
     @property
     def entrypoint(self) -> str:
         """The command of the driver; it starts the run, or goes on with it after an interruption."""
-        return f"python -m pilaf_ray train {self.config_path} --restartable"
+        return f"python -m pilaf_ray train {shlex.quote(str(self.config_path))} --restartable"
 
     @property
     def nodes(self) -> tuple[NodeConfig, ...]:
@@ -92,6 +93,8 @@ def check(job: Job, target: str) -> None:
         )
     if target in ("slurm", "skypilot") and len(job.nodes) > 1:
         raise ConfigError(f"resources.nodes lists {len(job.nodes)} kinds of nodes: --to {target} takes one kind")
+    if target == "skypilot":
+        _require_accelerators(job)
     mount = job.config.submission.kubernetes.mount_path
     if target == "kuberay" and not job.config.run.folder.startswith(mount):
         raise ConfigError(
@@ -99,6 +102,31 @@ def check(job: Job, target: str) -> None:
             f"submission.kubernetes.mount_path = {mount}, where a restarted job finds it again"
         )
     plan_on(job.config, planned_nodes(job.config)).require()
+
+
+def memory_warnings(job: Job) -> tuple[str, ...]:
+    """Nodes and GPUs that the roles would fill beyond their memory, by the estimate of ``--dry-run``.
+
+    Empty where it cannot be said: no nodes are listed, or a model is not a folder of this machine.
+    """
+    config = job.config
+    reward = config.reward_model.path if config.reward_model else None
+    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward]
+    if not job.nodes or not all(Path(model).is_dir() for model in named if model):
+        return ()
+    plan = plan_on(config, planned_nodes(config))
+    return memory_shortfalls(config, role_memory(config), plan)
+
+
+def _require_accelerators(job: Job) -> None:
+    """SkyPilot must be told the kind of GPU, and as many of them as the plan counts on."""
+    named, gpus = job.config.submission.sky.accelerators, int(job.nodes[0].gpus)
+    _, _, count = (named or "").partition(":")
+    if (int(count) if count.isdigit() else int(named is not None)) != gpus:
+        raise ConfigError(
+            f"submission.sky.accelerators = {named or 'null'}, but resources.nodes has {gpus} GPUs a node: "
+            f"name that many, {f'e.g. H100:{gpus}' if gpus else 'so none (null)'}"
+        )
 
 
 def render(job: Job, target: str) -> dict[str, str]:
@@ -112,6 +140,7 @@ def render(job: Job, target: str) -> dict[str, str]:
         keep_trailing_newline=True,
     )
     environment.filters["json"] = json.dumps
+    environment.filters["quote"] = shlex.quote
     text = environment.get_template(template).render(
         job=job,
         config=job.config,

@@ -1,11 +1,11 @@
-"""Schedulers by their own command-line clients: Slurm, KubeRay, SkyPilot."""
+"""Schedulers by their own command-line clients: KubeRay and SkyPilot here, Slurm in a module of its own."""
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from pilaf_ray.errors import ClusterError
@@ -41,51 +41,41 @@ class Scheduler(Protocol):
         ...
 
 
-def run_client(command: Sequence[str], *, text: str | None = None) -> str:
-    """Output of a scheduler's client; a client that is missing or refuses is one line of ClusterError."""
-    if shutil.which(command[0]) is None:
-        raise ClusterError(
-            f"there is no '{command[0]}' on this machine: submit where it is installed, "
-            "or add --dry-run to write the files and hand them over yourself"
-        )
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+ANSWER_SECONDS = 120.0
+"""Deadline of a scheduler's client."""
+SKY_SECONDS = 1800.0
+"""SkyPilot's first job waits for the machine of its controller."""
+
+
+def run_client(command: Sequence[str], *, text: str | None = None, seconds: float = ANSWER_SECONDS) -> str:
+    """Output of a scheduler's client.
+
+    Raises:
+        ClusterError: in one line, the client is missing, refuses, or does not answer within ``seconds``.
+    """
+    require_client(command[0])
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{' '.join(command[:2])} did not answer within {seconds:g} s") from error
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         raise ClusterError(f"{' '.join(command[:2])} refused: {reason}")
     return done.stdout
 
 
+def require_client(name: str) -> None:
+    """Raise ClusterError where there is no such client on this machine."""
+    if shutil.which(name) is None:
+        raise ClusterError(
+            f"there is no '{name}' on this machine: submit where it is installed, "
+            "or add --dry-run to print the files and hand them over yourself"
+        )
+
+
 def missing_secrets(names: Sequence[str]) -> list[str]:
     """Those of ``submission.secrets`` that this environment does not hold."""
     return [name for name in names if not os.environ.get(name)]
-
-
-class Slurm:
-    """``sbatch`` and its neighbours."""
-
-    def submit(self, job: Job) -> str:
-        write_config(job)
-        ((name, text),) = render(job, "slurm").items()
-        script = job.config_path.with_name(f"{job.name}-{name}")
-        script.write_text(text)
-        # The job gets this shell's environment, secrets with it, as Slurm does by default; nothing is written.
-        return run_client(["sbatch", "--parsable", str(script)]).strip().split(";")[0]
-
-    def jobs(self) -> list[JobStatus]:
-        lines = run_client(["squeue", "--me", "--noheader", "--format=%i|%j|%T"]).splitlines()
-        rows = [line.split("|") for line in lines]
-        return [JobStatus(job_id=i, name=n, state=s) for i, n, s in rows if n.startswith("pilaf-")]
-
-    def logs(self, job_id: str, *, follow: bool, write: Callable[[str], None]) -> None:
-        shown = run_client(["scontrol", "show", "job", job_id])
-        path = next((word.removeprefix("StdOut=") for word in shown.split() if word.startswith("StdOut=")), None)
-        if path is None or not Path(path).exists():
-            raise ClusterError(f"job {job_id} has no output yet; its state is in 'pilaf-ray jobs --to slurm'")
-        _stream(["tail", "-n", "+1", *(["--follow"] if follow else []), path], write)
-
-    def stop(self, job_id: str) -> None:
-        # Only the batch script is told; it saves, and frees the nodes itself.
-        run_client(["scancel", "--batch", "--signal=USR1", job_id])
 
 
 class KubeRay:
@@ -125,29 +115,31 @@ class SkyPilot:
     """``sky jobs``: managed jobs, which start again after a preemption."""
 
     def submit(self, job: Job) -> str:
+        require_client("sky")
         ((name, text),) = render(job, "skypilot").items()
         write_config(job)
         task = job.config_path.with_name(f"{job.name}-{name}")
         task.write_text(text)
         secrets = [part for secret in job.config.submission.secrets for part in ("--secret", secret)]
-        run_client(["sky", "jobs", "launch", "--yes", "--detach-run", "--name", job.name, *secrets, str(task)])
+        command = ["sky", "jobs", "launch", "--yes", "--detach-run", "--name", job.name, *secrets, str(task)]
+        run_client(command, seconds=SKY_SECONDS)
         return job.name
 
     def jobs(self) -> list[JobStatus]:
-        lines = run_client(["sky", "jobs", "queue"]).splitlines()
-        rows = [line.split() for line in lines if "pilaf-" in line]
-        return [JobStatus(job_id=row[0], name=row[2], state=row[-1]) for row in rows]
+        rows = json.loads(run_client(["sky", "jobs", "queue", "--output", "json"]))
+        names = [(row["job_name"] or "", row["status"]) for row in reversed(rows)]
+        return [JobStatus(job_id=name, name=name, state=state) for name, state in names if name.startswith("pilaf-")]
 
     def logs(self, job_id: str, *, follow: bool, write: Callable[[str], None]) -> None:
         _stream(["sky", "jobs", "logs", "--name", job_id, *([] if follow else ["--no-follow"])], write)
 
     def stop(self, job_id: str) -> None:
-        run_client(["sky", "jobs", "cancel", "--yes", "--name", job_id])
+        # Graceful: what the run saved reaches the bucket first.
+        run_client(["sky", "jobs", "cancel", "--yes", "--graceful", "--name", job_id], seconds=SKY_SECONDS)
 
 
 def _stream(command: Sequence[str], write: Callable[[str], None]) -> None:
-    if shutil.which(command[0]) is None:
-        raise ClusterError(f"there is no '{command[0]}' on this machine")
+    require_client(command[0])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

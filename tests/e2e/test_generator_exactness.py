@@ -46,7 +46,13 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where PyTorch keeps what it compiles."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def engine(folders: tuple[Path, Path], run: Run, compiled: Path) -> Iterator[Generator]:
     """Cramped on purpose: 36 cache blocks of 32 tokens; a prompt of 200 tokens comes in three chunks."""
     block_bytes = 32 * 2 * 2 * 2 * 32 * 4  # tokens, models, layers, K and V, head, fp32
     generator = Generator(
@@ -60,9 +66,11 @@ def engine(folders: tuple[Path, Path], run: Run) -> Iterator[Generator]:
         kv_cache_gib=36 * block_bytes / 2**30,
         initial_version=7,
     )
-    run(generator.start())
-    yield generator
-    run(generator.stop())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        run(generator.start())
+        yield generator
+        run(generator.stop())
 
 
 def requests_for(coefficients: list[float], *, prompt_length: int, shared: int = 0) -> list[GenerationRequest]:
@@ -206,3 +214,8 @@ def test_masked_tokens_stay_masked_without_nan() -> None:
     reference = torch.tensor([[2.0, 5.0, -inf]] * 3)
     mixed = mix_logits(policy, reference, torch.tensor([-1.0, 0.5, 0.0]))
     assert mixed.tolist() == [[2.0, -inf, -inf], [0.5, -inf, -inf], [1.0, -inf, 3.0]]
+
+
+def test_an_eager_engine_compiles_nothing(engine: Generator, run: Run, compiled: Path) -> None:
+    run(engine.generate(requests_for([0.5], prompt_length=8)[0]))
+    assert not list(compiled.rglob("*"))

@@ -16,7 +16,8 @@ from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2
 from pilaf_ray.engines.generator import Generator
 from pilaf_ray.engines.lora import adapter_parameters, add_adapters
 from pilaf_ray.engines.lora_checks import LoraSettings
-from pilaf_ray.engines.weight_publishers import WeightPublisher, WeightUpdate, make_publisher
+from pilaf_ray.engines.weight_publishers import WeightPublisher, make_publisher
+from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.errors import WeightSyncError
 from pilaf_ray.types import GenerationRequest
 

@@ -24,6 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_stopped_ppo_run_goes_on_as_if_it_had_not_been_stopped(model: Path, tmp_path: Path) -> None:
     algorithm = "algorithm={type: ppo, beta: 0.1, batch_prompts: 6, epochs: 2, value: {learning_rate: 1.0e-3}}"
     common = ["pipeline.max_staleness_steps=0", "checkpoint.every_steps=2", REWARD, algorithm]
@@ -58,7 +59,7 @@ def test_a_stopped_ppo_run_goes_on_as_if_it_had_not_been_stopped(model: Path, tm
     assert "reward" in summary["peak_memory_mib"]
 
 
-@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+@pytest.mark.parametrize("kind", ["rloo", pytest.param("grpo", marks=pytest.mark.long)])
 def test_groups_and_ties(kind: str, model: Path, tmp_path: Path) -> None:
     """Random tokens hardly ever hold a word of the lexicon: nearly all labels are ties, and some groups are equal."""
     run(

@@ -203,7 +203,7 @@ def test_killed_in_the_middle_of_a_step_and_resumed_it_equals_the_uninterrupted_
     assert verdicts == [(0, 32), (1, 4)], "every label event is in the log, and each pair carries one"
 
 
-@pytest.mark.parametrize(("bound", "transport"), [(1, "filesystem"), (3, "gloo")])
+@pytest.mark.parametrize(("bound", "transport"), [pytest.param(1, "filesystem", marks=pytest.mark.long), (3, "gloo")])
 def test_asynchronous_run_keeps_the_bound_over_fifty_steps(
     model: Path, tmp_path: Path, bound: int, transport: str
 ) -> None:

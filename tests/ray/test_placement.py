@@ -1,14 +1,20 @@
 """Reservations on a real Ray cluster of three nodes."""
 
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pilaf_ray.actors import node_checks
+from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.placement import Reservations, cluster_nodes
-from pilaf_ray.errors import PlacementError
+from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
+from pilaf_ray.node_agreement import NodeFacts, read_facts
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
 
 LEARNER = RoleRequest(role="learner", replicas=2, cpus=1.0, gpus=1.0, gang=True, strategy="strict_spread")
@@ -17,7 +23,7 @@ GENERATOR = RoleRequest(role="generator", replicas=1, cpus=1.0, labels=(("pool",
 
 
 @pytest.fixture(scope="module", autouse=True)
-def three_nodes() -> Iterator[None]:
+def three_nodes() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,7 +31,7 @@ def three_nodes() -> Iterator[None]:
         for _ in range(2):
             cluster.add_node(num_cpus=1, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
-        yield
+        yield cluster
         ray.shutdown()
         cluster.shutdown()
 
@@ -82,3 +88,65 @@ async def test_one_more_replica_reserves_what_the_first_has_and_gives_it_back() 
     again = Reservations(make_groups([replace(request, replicas=2)]))
     await again.acquire(seconds=60)
     again.release()
+
+
+async def test_nodes_of_a_run_must_have_its_packages_and_see_its_folder(
+    three_nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reservations = Reservations(make_groups([LEARNER]))
+    await reservations.acquire(seconds=60)
+    nodes = reservations.node_ids()
+    assert len(set(nodes)) == 2
+    await node_checks.require_fit_nodes(nodes, folder=tmp_path, seconds=60)
+    assert list(tmp_path.iterdir()) == [], "what was written to look for is gone"
+
+    def elsewhere(node: str, marker: Path, token: str) -> NodeFacts:
+        return read_facts(node, marker.with_name("not-there"), token)
+
+    monkeypatch.setattr(node_checks, "read_facts", elsewhere)
+    with pytest.raises(ClusterError, match=r"does not see run\.folder \(.*\): roles on several nodes write"):
+        await node_checks.require_fit_nodes(nodes, folder=tmp_path, seconds=60)
+    reservations.release()
+
+
+async def test_a_cluster_that_shrinks_below_the_plan_is_said(three_nodes: Cluster) -> None:
+    extra = three_nodes.add_node(num_cpus=1, labels={"pool": "extra"})
+    request = RoleRequest(role="generator", replicas=1, cpus=1.0, labels=(("pool", "extra"),))
+    reservations = Reservations(make_groups([request]))
+    await reservations.acquire(seconds=60)
+    await reservations.granted("generator", 0)
+    await reservations.granted("oracle", 0)  # nothing was planned for it
+    three_nodes.remove_node(extra)
+    deadline = time.monotonic() + 60
+    while any(node["Alive"] and node["Labels"].get("pool") == "extra" for node in ray.nodes()):
+        assert time.monotonic() < deadline
+    reservations._seconds = 2.0
+    with pytest.raises(
+        RoleLostError, match="generator 0 has no place: the cluster shrank below the plan, and 1 CPU on"
+    ):
+        await reservations.granted("generator", 0)
+    three_nodes.add_node(num_cpus=1, labels={"pool": "extra"})
+    reservations._seconds = 60.0
+    await reservations.granted("generator", 0)
+    reservations.release()
+
+
+def test_a_head_that_does_not_answer_is_one_line_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = time.monotonic()
+    refusal = pytest.raises(ClusterError, match=rf"no Ray head answers at {address} \(Connection refused\): start it")
+    with refusal, ray_cluster(address=address, num_cpus=1):
+        pass
+    assert time.monotonic() - started < 5
+
+
+def test_another_version_of_ray_is_one_line(three_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.shutdown()
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "__version__", "2.1.0")
+        refusal = pytest.raises(ClusterError, match=r"cannot join the Ray cluster at .*: Version mismatch: .*2\.1\.0")
+        with refusal, ray_cluster(address=three_nodes.address, num_cpus=1):
+            pass
+    ray.init(address=three_nodes.address, log_to_driver=False)

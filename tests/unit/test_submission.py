@@ -1,6 +1,7 @@
 """What is handed to a scheduler: complete, valid, without secrets, and the same as the examples in launch/."""
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from pilaf_ray import cli
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ClusterError, ConfigError, PlacementError
-from pilaf_ray.submission.job import Job, check, job_name, make_job, render
-from pilaf_ray.submission.schedulers import Slurm, run_client
+from pilaf_ray.submission.job import Job, check, job_name, make_job, memory_warnings, render
+from pilaf_ray.submission.schedulers import SkyPilot, run_client
+from pilaf_ray.submission.slurm import Slurm
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "configs" / "llama3-8b-hh.yaml"
@@ -94,17 +96,92 @@ def test_rayjob_is_valid_by_the_official_schema(overrides: tuple[str, ...]) -> N
     assert [e.message for e in validator.iter_errors(manifest)] != []
 
 
+READ_BY_SKYPILOT = """
+import json, sys, sky
+task = sky.Task.from_yaml_config(sky.utils.yaml_utils.safe_load(sys.stdin))
+(asked,) = task.resources
+mounts = {place: (store.source, store.mode.value) for place, store in task.storage_mounts.items()}
+print(json.dumps([task.name, task.num_nodes, asked.accelerators, asked.cpus, asked.memory, asked.use_spot,
+                  str(asked.cloud), asked.region, mounts, task.setup, task.workdir]))
+"""
+
+
+@pytest.mark.skipif("SKYPILOT_PYTHON" not in os.environ, reason="SKYPILOT_PYTHON names no Python that has skypilot")
+def test_skypilot_reads_what_was_meant(tmp_path: Path) -> None:
+    def read(text: str) -> subprocess.CompletedProcess[str]:
+        # SkyPilot pins packages against ours, so it lives in an environment of its own, with a home of its own.
+        command = [os.environ["SKYPILOT_PYTHON"], "-c", READ_BY_SKYPILOT]
+        alone = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+        return subprocess.run(command, input=text, env=alone, capture_output=True, text=True, check=False)
+
+    name = "pilaf-llama3-8b-hh"
+    setup, folder = "pip install -e '.[gpu]'\n", "/shared/pilaf_ray"
+    plain = read((ROOT / "launch" / "skypilot.yaml").read_text())
+    gpus = {"H100": 8}
+    assert plain.returncode == 0, plain.stderr
+    assert json.loads(plain.stdout) == [
+        *(name, 1, gpus, "96+", "900+", False, "None", None, {}, setup, folder),
+    ]
+    where = "submission.sky={accelerators: 'H100:8', cloud: aws/us-east-1, bucket: 's3://bucket', use_spot: true}"
+    nodes = "resources.nodes=[{count: 2, gpus: 8, cpus: 96, memory_gib: 900}]"
+    (text,) = render(example(where, nodes, "submission.secrets=[KEY]"), "skypilot").values()
+    full = read(text)
+    assert full.returncode == 0, full.stderr
+    mounts = {"/shared/runs": ["s3://bucket", "MOUNT_CACHED"]}
+    assert json.loads(full.stdout) == [
+        *(name, 2, gpus, "96+", "900+", True, "AWS", "us-east-1", mounts, setup, folder),
+    ]
+    assert read(text.replace("num_nodes:", "num_noeds:")).returncode != 0
+
+
+def test_gpus_of_skypilot_are_those_of_the_plan() -> None:
+    for named, gpus in (("null", 8), ("'H100:4'", 8), ("H100", 8), ("'H100:8'", 0)):
+        # Nothing else of the plan is looked at before.
+        nodes = f"resources.nodes=[{{count: 1, gpus: {gpus}, cpus: 96, memory_gib: 900}}]"
+        with pytest.raises(ConfigError, match=rf"but resources\.nodes has {gpus} GPUs a node: name that many"):
+            check(example(f"submission.sky.accelerators={named}", nodes), "skypilot")
+
+
+def test_jobs_of_skypilot_are_called_as_logs_and_stop_take_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [{"job_name": "pilaf-b", "status": "RUNNING"}, {"job_name": None, "status": "PENDING"}]
+    rows += [{"job_name": "other", "status": "RUNNING"}, {"job_name": "pilaf-a", "status": "SUCCEEDED"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    fake = tmp_path / "sky"
+    fake.write_text(f'#!/bin/sh\n[ "$*" = "jobs queue --output json" ] && exec cat {tmp_path / "rows.json"}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert [(job.job_id, job.state) for job in SkyPilot().jobs()] == [("pilaf-a", "SUCCEEDED"), ("pilaf-b", "RUNNING")]
+
+
 def test_what_cannot_run_is_refused_before_it_is_queued() -> None:
     with pytest.raises(ConfigError, match=r"resources\.nodes is empty: --to slurm asks for the nodes"):
         check(example("resources.nodes=[]"), "slurm")
     with pytest.raises(PlacementError, match="generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside"):
-        check(example("resources.nodes=[{count: 1, gpus: 4, cpus: 96, memory_gib: 900}]"), "skypilot")
+        check(example("resources.nodes=[{count: 1, gpus: 4, cpus: 96, memory_gib: 900}]"), "slurm")
     with pytest.raises(ConfigError, match="is not on the shared volume"):
         check(example("submission.kubernetes.mount_path=/elsewhere"), "kuberay")
     two = "resources.nodes=[{gpus: 8, cpus: 96, memory_gib: 900}, {gpus: 4, cpus: 96, memory_gib: 900}]"
     with pytest.raises(ConfigError, match="takes one kind"):
         check(example(two), "slurm")
     check(example(two), "kuberay")
+
+
+def test_nodes_that_are_too_small_for_the_models_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shapes alone are enough; a model that is not on this machine says nothing."""
+    shape = ROOT / "configs" / "shapes" / "7b"
+    assert memory_warnings(example()) == (), "the policy is not here"
+    models = (f"model.policy={shape}", f"oracle.path={shape}")
+    assert memory_warnings(example(*models)) == ()
+    nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
+    words = ["submit", str(EXAMPLE), f"run.folder={tmp_path}", *models, nodes, "--to", "slurm", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "warning: generator would take 43 GiB of a GPU that has 40" in capsys.readouterr().err
 
 
 def test_paths_that_exist_are_absolute_and_hub_ids_stay(tmp_path: Path) -> None:
@@ -128,10 +205,44 @@ def test_a_missing_client_and_a_refusal_are_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(ClusterError, match=r"ls /nowhere refused: .*No such file"):
         run_client(["ls", "/nowhere"])
     fake = tmp_path / "squeue"
-    fake.write_text("#!/bin/sh\necho '7|pilaf-a|RUNNING'; echo '8|other|PENDING'\n")
+    fake.write_text("#!/bin/sh\necho '7|RUNNING|None|pilaf-a'; echo '8|PENDING|Resources|other'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert [status.job_id for status in Slurm().jobs()] == ["7"]
+
+
+def test_a_followed_job_of_slurm_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its output appears while it is followed: half a line, the rest, and the last line after it has ended."""
+    output, states = tmp_path / "job.out", tmp_path / "states"
+    for name, text in (
+        ("scontrol", f"echo '   StdErr=/dev/null'; echo '   StdOut={output}'"),
+        ("squeue", f"head -n 1 {states}; sed -i 1d {states}"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    arrivals = iter(["one\ntw", "o\n", "three"])
+
+    def sleep(_: float) -> None:
+        with output.open("a") as file:
+            file.write(next(arrivals))
+
+    lines: list[str] = []
+    states.write_text("PENDING\nRUNNING\nPENDING\nCOMPLETED\nCOMPLETED\n")
+    Slurm(sleep=sleep).logs("7", follow=True, write=lines.append)
+    assert lines == ["one", "two", "three"]
+    states.write_text("FAILED\nFAILED\n")
+    with pytest.raises(ClusterError, match=rf"job 7 ended as FAILED; its output is {output}"):
+        Slurm(sleep=sleep).logs("7", follow=True, write=lines.append)
+
+
+def test_a_client_that_hangs_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "squeue"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ClusterError, match=r"squeue --me did not answer within 0\.1 s"):
+        run_client(["squeue", "--me"], seconds=0.1)
 
 
 def test_dry_run_prints_and_queues_nothing(

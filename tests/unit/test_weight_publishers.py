@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pilaf_ray.engines.weight_publishers import FilesystemPublisher, PeerPublisher, SampleChecksum, make_publisher
+from pilaf_ray.engines.weight_publishers import FilesystemPublisher, PeerPublisher, make_publisher
+from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 
@@ -19,8 +20,8 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
 def test_a_version_is_complete_and_two_are_kept(tmp_path: Path) -> None:
     publisher = FilesystemPublisher(tmp_path / "w")
     tickets = [publisher.publish(version, tensors(version).items()) for version in (9, 10, 11)]
-    assert sorted(p.name for p in (tmp_path / "w").iterdir()) == ["v00000010", "v00000011"]
     folder = Path(tickets[-1].location)
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["v00000010", "v00000011"]
     (shard,) = json.loads((folder / "shards.json").read_text())
     stored = load_file(folder / shard)
     assert stored.keys() == {"a", "b"}
@@ -28,17 +29,23 @@ def test_a_version_is_complete_and_two_are_kept(tmp_path: Path) -> None:
     assert (tickets[-1].num_tensors, tickets[-1].num_bytes) == (2, 3 * 5 * 4 + 7 * 2)
 
 
-def test_after_a_rollback_the_new_versions_stay_and_those_of_the_lost_learner_go(tmp_path: Path) -> None:
-    """The checkpoint is several versions back: what its learner publishes has lower numbers than what is there."""
-    lost = FilesystemPublisher(tmp_path)
-    for version in (2, 3, 4):
-        lost.publish(version, [("w", torch.full((2,), float(version)))])
-    (tmp_path / "tmp.v00000005").mkdir()
-    rebuilt = FilesystemPublisher(tmp_path)
-    for version in (0, 1, 2):
-        ticket = rebuilt.publish(version, [("w", torch.full((2,), 10.0 + version))])
-        assert (Path(ticket.location) / "shards.json").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000001", "v00000002"]
+def test_versions_that_go_back_are_the_newest(tmp_path: Path) -> None:
+    publisher = FilesystemPublisher(tmp_path)
+    tickets = [publisher.publish(version, tensors(version).items()) for version in (7, 8, 2, 3)]
+    assert [Path(ticket.location).exists() for ticket in tickets] == [False, False, True, True]
+
+
+def test_a_publisher_that_was_given_up_harms_no_version_of_its_successor(tmp_path: Path) -> None:
+    given_up = FilesystemPublisher(tmp_path)
+    before = [given_up.publish(version, tensors(version).items()) for version in (3, 4)]
+    successor = FilesystemPublisher(tmp_path)
+    first = successor.publish(1, tensors(1).items())
+    assert Path(before[1].location).exists(), "somebody may be reading it"
+    late = given_up.publish(5, tensors(5).items())
+    second = successor.publish(2, tensors(2).items())
+    given_up.publish(6, tensors(6).items())
+    assert Path(first.location).exists() and Path(second.location).exists()
+    assert not Path(late.location).exists()
 
 
 def test_publishing_again_replaces_the_version(tmp_path: Path) -> None:

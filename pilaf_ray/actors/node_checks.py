@@ -1,0 +1,55 @@
+"""Asking the nodes of a run what they are, before anything is loaded on them."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pilaf_ray.errors import ClusterError
+from pilaf_ray.node_agreement import NodeFacts, read_facts, require_agreement
+
+
+async def require_fit_nodes(node_ids: Sequence[str], *, folder: Path, seconds: float) -> None:
+    """Return if the nodes have the driver's packages, code and run folder; a run on one node is not asked.
+
+    Raises:
+        ClusterError: in one line, which nodes differ in what, or do not answer.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in dict.fromkeys(node_ids) if node != here]
+    if not others:
+        return
+    names = {node["NodeID"]: f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}" for node in ray.nodes()}
+    token = uuid4().hex
+    marker = (folder / f".seen-{token[:8]}").resolve()
+    marker.write_text(token)
+    try:
+        asked = [_facts(names[node], node, marker, token, seconds) for node in others]
+        facts = await asyncio.gather(*asked)
+    finally:
+        marker.unlink()
+    require_agreement(
+        NodeFacts(node=names[here], versions=read_facts(names[here], marker, token).versions, sees_folder=True),
+        facts,
+        folder=folder.resolve(),
+    )
+
+
+async def _facts(name: str, node: str, marker: Path, token: str, seconds: float) -> NodeFacts:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    read = ray.remote(read_facts).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    try:
+        async with asyncio.timeout(seconds):
+            facts: NodeFacts = await read.remote(name, marker, token)
+            return facts
+    except TimeoutError as error:
+        raise ClusterError(f"node {name} ran nothing within {seconds:g} s: look at its raylet's log") from error
+    except RayError as error:
+        reason = (str(error).strip().splitlines() or [""])[-1].strip()
+        raise ClusterError(
+            f"node {name} cannot run pilaf_ray ({reason}): install the driver's environment on every node"
+        ) from error
