@@ -34,8 +34,8 @@ MOMENTS = tuple(dict.fromkeys(phase for phase, *_ in hooks.PHASES))
 """When a fault may strike; what stands before the dot is the phase."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
-FIRST_JOB = "01000000"
-"""Ray's name of the job of the driver that has started a cluster."""
+OWN_JOBS = ("", "01000000", "ffffffff")
+"""Ray's names of the job of the driver that has started a cluster, and of processes that it starts in advance."""
 SUPERVISION = "supervision={heartbeat_every_seconds: 1, heartbeat_seconds: 10, failures_in_a_row: 6}"
 
 
@@ -208,7 +208,7 @@ def leave_nothing_behind() -> None:
 def _is_own(process: psutil.Process) -> bool:
     """Not a role of somebody else's run that has joined this one's cluster, as ``RAY_ADDRESS=auto`` does."""
     try:
-        return process.environ().get("RAY_JOB_ID", FIRST_JOB) == FIRST_JOB
+        return process.environ().get("RAY_JOB_ID", "") in OWN_JOBS
     except psutil.Error:
         return False
 

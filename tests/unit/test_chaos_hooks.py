@@ -4,17 +4,19 @@ import ast
 import importlib.util
 import os
 import random
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from benchmarks.chaos_books import look
 from benchmarks.chaos_faults import Cell, cell, choose, free_roles
 from benchmarks.chaos_hooks import sitecustomize as hooks
-from benchmarks.chaos_job import FAULTS, ROLES, Fault
+from benchmarks.chaos_job import FAULTS, ROLES, Fault, _is_own
 
 ROOT = Path(__file__).parents[2]
 PLACES = sorted({*hooks.WORK, *((module, owner, method) for _, module, owner, method in hooks.PHASES)})
@@ -71,6 +73,16 @@ def test_faults_at_once_can_be_told_apart() -> None:
     assert free_roles(roles, ["generator"]) == ["reference", "oracle", "preference store"]
     assert free_roles(roles, ["oracle", "learner"]) == []
     assert Fault(role="oracle", kind="SIGKILL", moment="weight sync.pull").phase == "weight sync"
+
+
+@pytest.mark.parametrize(("job", "own"), [(None, True), ("ffffffff", True), ("01000000", True), ("02000000", False)])
+def test_roles_of_another_run_in_the_same_cluster_are_left_alone(job: str | None, own: bool) -> None:
+    environment = {"PATH": "/bin"} | ({} if job is None else {"RAY_JOB_ID": job})
+    with subprocess.Popen(["ray::_Store", "60"], executable="/bin/sleep", env=environment) as process:
+        try:
+            assert _is_own(psutil.Process(process.pid)) is own
+        finally:
+            process.kill()
 
 
 def test_a_run_without_a_ledger_has_lost_nothing(tmp_path: Path) -> None:
