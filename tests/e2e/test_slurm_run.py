@@ -108,7 +108,9 @@ def test_a_slurm_that_is_out_of_reach_is_one_line(machine: SlurmMachine, tmp_pat
 
 
 def test_a_job_that_waits_leaves_the_queue_when_it_is_stopped(machine: SlurmMachine, tmp_path: Path) -> None:
-    blocker = machine.ask("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=sleep 600")
+    blocker = machine.ask(
+        "sbatch", "--parsable", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"
+    )
     until(lambda: machine.job(blocker).state == "RUNNING", seconds=30)
     job = submitted(machine, tmp_path, *words(tmp_path, "waits"))
     assert machine.job(job).state == "PENDING"
@@ -147,7 +149,9 @@ def submit_stand_in(machine: SlurmMachine, folder: Path, name: str) -> tuple[str
 def preempt(machine: SlurmMachine, job: str) -> float:
     """Let a job of partition ``high`` take the node; the seconds until it has it, and ``job`` is in the queue again."""
     asked = time.monotonic()
-    urgent = machine.ask("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=sleep 1")
+    urgent = machine.ask(
+        "sbatch", "--parsable", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+    )
     until(lambda: machine.job(urgent).state in ("RUNNING", "COMPLETED"), seconds=GRACE_SECONDS + 30)
     seconds = time.monotonic() - asked
     until(lambda: machine.job(job).state == "PENDING", seconds=30)
