@@ -56,7 +56,8 @@ SlurmctldParameters=preempt_send_user_signal
 ReturnToService=2
 KillWait=10
 MinJobAge=3600
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+# nproc without --all would count what OMP_NUM_THREADS says.
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$memory State=UNKNOWN
 PartitionName=low Nodes=$(hostname -s) Default=YES PriorityTier=1 GraceTime=$grace PreemptMode=REQUEUE State=UP
 PartitionName=high Nodes=$(hostname -s) PriorityTier=10 PreemptMode=OFF State=UP
 EOF

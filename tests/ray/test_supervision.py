@@ -461,7 +461,7 @@ async def test_a_learner_group_names_the_rank_that_died_first_and_is_rebuilt() -
     peer = (await group.everywhere("pid"))[1]
     with pytest.raises(RoleDiedError, match="policy learner rank 1 has died"):
         await group.everywhere("step", peer)
-    await until(lambda: group._gone.done())
+    await until(lambda: group.loss is not None)
     with pytest.raises(RoleLostError, match="rank 1 has died"):
         await group.everywhere("echo", 5)
     await group.rebuild()
