@@ -62,12 +62,10 @@ def make_engine(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": max_grad_norm,
-        "zero_optimization": {
-            **zero_section(
-                zero_stage, offload=offload, hybrid_ranks=hybrid_ranks, pin_memory=torch.cuda.is_available()
-            ),
-            "reduce_bucket_size": bucket,
-        },
+        "zero_optimization": zero_section(
+            zero_stage, offload=offload, hybrid_ranks=hybrid_ranks, pin_memory=torch.cuda.is_available()
+        )
+        | {"reduce_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,
         # An offloaded step is PyTorch's own fused AdamW: DeepSpeed's has to be compiled first, and rounds otherwise.
         "zero_force_ds_cpu_optimizer": False,
