@@ -27,10 +27,11 @@ async def start_roles(
     Raises:
         PilafError: a role has no room, or does not start.
     """
+    reservations = await _reserve(config, folder)
     launcher = RoleLauncher(
         logs=str(folder.logs.resolve()),
         call_seconds=config.pipeline.call_seconds,
-        reservations=await _reserve(config, folder),
+        reservations=reservations,
         policy=build.supervision_policy(config),
         outage_seconds=config.supervision.oracle_outage_seconds,
         report=report,
@@ -77,6 +78,7 @@ async def start_roles(
         store=store,
         reward=reward,
         console=await serve_console(config, folder, store, console),
+        reservations=reservations,
     )
 
 

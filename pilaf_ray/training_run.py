@@ -21,6 +21,7 @@ from pilaf_ray.engines.learner_layout import require_loadable
 from pilaf_ray.errors import GuardError, RollbackError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
+from pilaf_ray.generator_numbers import follow_numbers
 from pilaf_ray.learner_side import LearnerSide
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.pipeline.controller import STOPPED, Controller
@@ -28,7 +29,6 @@ from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
-from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.quantised_run import with_quantised_base, write_run_base
@@ -90,8 +90,9 @@ def _train_with_one_reference(
     if found is not None:
         require_loadable(found[1], read_manifest(found[1]), learner_layouts(config))
     config, until = build.with_round_reference(config, checkpoints, step=found[0] if found else 0)
-    # CPUs of a private cluster are a count, not cores: generators that are added later find some.
-    spare = SPARE_GENERATORS * config.resources.generator.cpus
+    # CPUs of a private cluster are a count, not cores: generators that are asked for later find some. Those that
+    # follow nodes must not take them for room.
+    spare = 0.0 if config.generation.elastic else SPARE_GENERATORS * config.resources.generator.cpus
     with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus + spare):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
         asyncio.run(run.run(resume=resume))
@@ -235,7 +236,7 @@ class TrainingRun:
 
         self._furthest = begun.step
         report = self._journal.event
-        async with scaled_on_request(self._folder.path, roles.generators.resize, report=report):
+        async with follow_numbers(self._config, roles, self._folder.path, report=report):
             with self._journal.training():
                 return await train_through_losses(
                     begun,

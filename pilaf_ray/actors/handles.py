@@ -118,6 +118,7 @@ class GeneratorPool(_Replicas):
         self._spawn, self._leave = spawn, leave
         self._attempts = count()
         self._newest: tuple[PullWeights, Any] | None = None
+        self._nodes: dict[Any, str] = {}
         super().__init__("generator", actors, spawn=self._newcomer, **settings)
 
     @property
@@ -171,16 +172,43 @@ class GeneratorPool(_Replicas):
 
         One that does not start is reported and done without.
         """
-        if replicas > len(self._pool):
-            growing = [self._pool.grow() for _ in range(replicas - len(self._pool))]
-            for found in await asyncio.gather(*growing, return_exceptions=True):
-                if isinstance(found, PilafError):
-                    self._report("generator not added", cause=str(found))
-                elif isinstance(found, BaseException):
-                    raise found
+        await self.add([None] * (replicas - len(self._pool)))
         while replicas < len(self._pool):
-            self._leave(await self._pool.shrink())
+            await self.remove()
         return len(self._pool)
+
+    async def add(self, numbers: Sequence[int | None]) -> None:
+        """Start a generator for each number (None: the lowest that is free); one that does not start is reported."""
+        growing = [self._pool.grow(number) for number in numbers]
+        for found in await asyncio.gather(*growing, return_exceptions=True):
+            if isinstance(found, PilafError):
+                self._report("generator not added", cause=str(found))
+            elif isinstance(found, BaseException):
+                raise found
+
+    async def remove(self, number: int | None = None) -> None:
+        """End one generator, the last when left out; it hands its work back first, and its own reservation."""
+        self._leave(await self._pool.shrink(number))
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Generators that were lost and are being replaced."""
+        return self._pool.lost
+
+    @property
+    def numbers(self) -> list[int]:
+        """All generators, those that are being replaced included."""
+        return self._pool.numbers
+
+    async def nodes(self) -> dict[int, str | None]:
+        """Ray's id of the node of each generator, by number; None while it is being replaced."""
+        living = self._pool.living()
+        for number, actor in living.items():
+            if actor not in self._nodes:
+                asked = call(actor.node.remote(), role=f"generator-{number}", seconds=self._seconds)
+                self._nodes[actor] = await asked
+        self._nodes = {actor: node for actor, node in self._nodes.items() if actor in living.values()}
+        return {number: self._nodes.get(living.get(number)) for number in self._pool.numbers}
 
     async def stop(self) -> None:
         """End the replicas and give their memory back."""

@@ -1,7 +1,7 @@
 """Creating the actors of a run and waiting until each is ready."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -72,6 +72,8 @@ class Roles:
     reward: RewardGroup | None = None
     console: ActorHandle | None = None
     """Kept, because Ray ends an actor that nobody holds."""
+    reservations: Reservations = field(default_factory=lambda: Reservations(()))
+    """Where the roles have their places."""
 
     @property
     def computing(self) -> dict[str, ComputingRole]:

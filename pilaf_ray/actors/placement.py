@@ -14,8 +14,16 @@ from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
 
 
-def cluster_nodes() -> tuple[NodeCapacity, ...]:
-    """What every living node of the connected cluster has free."""
+def draining_nodes() -> frozenset[str]:
+    """Ray's ids of nodes that are about to leave: preempted, idle, or drained by hand (``ray drain-node``)."""
+    # As for what is free a node, Ray has no public call.
+    from ray._private.state import state
+
+    return frozenset(state.get_draining_nodes())
+
+
+def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacity, ...]:
+    """What every living node of the connected cluster has free, except those with the ids ``without``."""
     # Ray has no public call for what is free a node; this one is there since long, and used by Ray's own libraries.
     from ray._private.state import available_resources_per_node
 
@@ -29,7 +37,7 @@ def cluster_nodes() -> tuple[NodeCapacity, ...]:
             labels=tuple(sorted((node.get("Labels") or {}).items())),
         )
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] in free
+        if node["Alive"] and node["NodeID"] in free and node["NodeID"] not in without
     )
 
 
@@ -104,11 +112,9 @@ class Reservations:
         Raises:
             PlacementError: it is not granted in the time that :meth:`acquire` had.
         """
-        model = self._bundle_of(role, 0)
-        if (role, replica) in self._options or model is None:
+        if (role, replica) in self._options or self._bundle_of(role, 0) is None:
             return False
-        (gpus,) = [member.gpus for member in model.members if (member.role, member.replica) == (role, 0)]
-        alone = replace(model, gpus=gpus, members=(Member(role=role, replica=replica, gpus=gpus),))
+        alone = self.alone(role, replica)
         group = BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
         reserved = self._ask(group)
         try:
@@ -117,6 +123,23 @@ class Reservations:
             self.leave(role, replica)
             raise
         return True
+
+    def alone(self, role: str, replica: int = 0) -> Bundle:
+        """What replica ``replica`` would reserve for itself: as much as replica 0 has, without roles beside it."""
+        model = self._bundle_of(role, 0)
+        assert model is not None, "nothing is planned for the role"
+        (gpus,) = [member.gpus for member in model.members if (member.role, member.replica) == (role, 0)]
+        return replace(model, gpus=gpus, members=(Member(role=role, replica=replica, gpus=gpus),))
+
+    def places(self, role: str) -> dict[int, str | None]:
+        """Each replica's reserved node, by number; None where the reservation is not granted (any more)."""
+        found: dict[int, str | None] = {}
+        for (name, replica), reserved in self._places.items():
+            if name == role:
+                table = placement_group_table(reserved)
+                index = self._options[name, replica]["scheduling_strategy"].placement_group_bundle_index
+                found[replica] = table["bundles_to_node_id"].get(index) if table["state"] == "CREATED" else None
+        return found
 
     def leave(self, role: str, replica: int) -> None:
         """Give back what one replica has for itself alone; places of the beginning stay reserved for it."""

@@ -66,6 +66,11 @@ class _Generator:
         await (self._processes.alive() if self._updates else self._generator.heartbeat())
         return resident_mib()
 
+    async def node(self) -> str:
+        """Ray's id of the node that it runs on."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         return await self._generator.generate(request)
 

@@ -12,6 +12,7 @@ from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, PpoConfig, R
 from pilaf_ray.config.base import Section
 from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
+from pilaf_ray.config.elastic import ElasticSection
 from pilaf_ray.config.guards import GuardsSection
 from pilaf_ray.config.learner import LearnerSection
 from pilaf_ray.config.limits import (
@@ -53,6 +54,8 @@ class GenerationSection(Section):
     """The theory needs 1."""
     replicas: int = Field(default=1, ge=1)
     """Number of engines."""
+    elastic: ElasticSection | None = None
+    """Let their number follow the cluster: nodes that come, go, are drained or preempted."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Devices an engine."""
     max_num_seqs: int = Field(default=32, ge=1)
@@ -326,6 +329,23 @@ class RunConfig(Section):
             raise ValueError(
                 f"resources.generator.gpus = {gpus:g} is less than generation.tensor_parallel_size = {workers}: "
                 "a generator needs a GPU for each worker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_generators_take_room(self) -> Self:
+        elastic, generator = self.generation.elastic, self.resources.generator
+        if elastic is None:
+            return self
+        if not elastic.least <= self.generation.replicas <= elastic.most:
+            raise ValueError(
+                f"generation.replicas: {self.generation.replicas} is not within generation.elastic: "
+                f"{elastic.least} to {elastic.most}"
+            )
+        if not (generator.cpus or generator.gpus or generator.memory_gib):
+            raise ValueError(
+                "generation.elastic: generators that reserve nothing fit everywhere for ever: "
+                "set resources.generator.cpus or gpus"
             )
         return self
 

@@ -80,6 +80,11 @@ class ReplicaPool(Generic[W]):
         """All replicas, those that are being replaced included."""
         return sorted(self._slots)
 
+    @property
+    def lost(self) -> frozenset[int]:
+        """Replicas that were lost and are being replaced."""
+        return frozenset(n for n, slot in self._slots.items() if slot.worker is None and slot.gone.error is not None)
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -123,13 +128,18 @@ class ReplicaPool(Generic[W]):
             gone.happen(RoleLostError(f"{self._role} {number} is not there"))
         return await gone.unless_gone(work)
 
-    async def grow(self) -> int:
+    async def grow(self, number: int | None = None) -> int:
         """Start one more replica; returns its number once it takes work.
+
+        Args:
+            number: one that no replica has; the lowest when left out.
 
         Raises:
             PilafError: it does not start; the pool is as it was.
         """
-        number = next(number for number in count() if number not in self._slots)
+        if number is None:
+            number = next(free for free in count() if free not in self._slots)
+        assert number not in self._slots, "the number is taken"
         slot: Slot[W] = Slot(number, None, self._breaker(number))
         self._slots[number] = slot
         started = self._clock()
@@ -145,10 +155,13 @@ class ReplicaPool(Generic[W]):
         self._report("replica added", role=self._role, replica=number, seconds=self._clock() - started)
         return number
 
-    async def shrink(self) -> int:
-        """Take the last replica out and end it; what it was doing is done by the others, without blame."""
+    async def shrink(self, number: int | None = None) -> int:
+        """Take one replica (the last when left out) out and end it.
+
+        What it was doing is done by the others, without blame.
+        """
         assert len(self._slots) > 1, "somebody must do the work"
-        slot = self._slots.pop(max(self._slots))
+        slot = self._slots.pop(max(self._slots) if number is None else number)
         worker, slot.worker, slot.retired = slot.worker, None, True
         handed_back = slot.calls
         slot.gone.happen(RoleLostError(f"{self._role} {slot.number} is removed"))
