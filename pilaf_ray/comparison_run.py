@@ -83,11 +83,11 @@ def run_comparison(
         raise ConfigError(f"--baseline: '{baseline}' is none of the samplers: {', '.join(samplers)}")
     if warm_start:
         first = _warm_start(runs[0].config, labels=warm_start)
-        _finish(first, execute or _execute, console)
+        _finish(first, execute or execute_run, console)
         runs = [_started_from(run, first.folder) for run in runs]
     try:
         for run in runs:
-            _finish(run, execute or _execute, console)
+            _finish(run, execute or execute_run, console)
     finally:
         page = write_comparison(runs, baseline=baseline, budget=budget, output=output)
     return page
@@ -171,7 +171,7 @@ def _finish(run: PlannedRun, execute: Callable[[PlannedRun], None], console: Con
         raise RunFolderError(f"{name} was stopped: run the same command again, which goes on from here")
 
 
-def _execute(run: PlannedRun) -> None:
+def execute_run(run: PlannedRun) -> None:
     """In a process of its own, so that nothing of a run is left for the next."""
     name = run.config.run.name
     file = run.folder.parent.parent / "configs" / f"{name}.yaml"
@@ -195,7 +195,7 @@ def write_comparison(runs: Sequence[PlannedRun], *, baseline: str, budget: str, 
     curves: list[Curve] = [read_curve(read_run(run.folder), sampler=run.sampler, seed=run.seed) for run in finished]
     results = compare(curves, baseline=baseline)
     missing = [run.config.run.name for run in runs if not run.is_finished]
-    settings = {"budget": budget, "baseline": baseline, "missing": missing}
+    settings = {"budget": budget, "baseline": baseline, "beta": curves[0].beta, "missing": missing}
     (output / "comparison.json").write_text(json.dumps(comparison_json(results, curves, settings), indent=1) + "\n")
     title = f"Samplers at {budget.replace('=', ' = ')}"
     write_page(page, comparison_page(results, curves, baseline=baseline, title=title, missing=missing))

@@ -6,11 +6,13 @@ transformers load it as they load any other. The weights are random but drawn wi
 models of different seeds disagree visibly.
 
 Run ``python -m pilaf_ray.data.tiny_models FOLDER`` to write ``FOLDER/policy``;
-add ``--reference-seed N`` for ``FOLDER/reference`` with other weights.
+add ``--reference-seed N`` for ``FOLDER/reference`` with other weights, and ``--reward-seed N`` for
+``FOLDER/reward``, a reward model with yet others.
 """
 
 import argparse
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,16 +180,21 @@ def _save(folder: Path, *, config: "PretrainedConfig", tokenizer: "PreTrainedTok
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: ``FOLDER [--seed N] [--reference-seed N] [--vocab N]``."""
+    """Command line: ``FOLDER [--seed N] [--reference-seed N] [--reward-seed N] [--vocab N]``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="FOLDER/policy is written")
     parser.add_argument("--seed", type=int, default=0, help="seed of the policy's weights")
     parser.add_argument("--reference-seed", type=int, help="also write FOLDER/reference with this seed")
+    parser.add_argument("--reward-seed", type=int, help="also write FOLDER/reward, a reward model, with this seed")
     parser.add_argument("--vocab", type=int, default=512, help="number of tokens")
     parsed = parser.parse_args(arguments)
     make_tiny_llama(parsed.folder / "policy", seed=parsed.seed, vocab=parsed.vocab)
     if parsed.reference_seed is not None:
         make_tiny_llama(parsed.folder / "reference", seed=parsed.reference_seed, vocab=parsed.vocab)
+    if parsed.reward_seed is not None:
+        with tempfile.TemporaryDirectory() as base:
+            make_tiny_llama(base, seed=parsed.reward_seed, vocab=parsed.vocab)
+            make_tiny_reward_model(base, parsed.folder / "reward", seed=parsed.reward_seed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,215 @@
+"""The study of docs/results.md: ``python -m benchmarks.study``; the same command goes on where it was stopped.
+
+Each setting is a comparison (as ``pilaf-ray compare`` makes it): four samplers, three seeds, one start, one budget of
+labels. A policy that is done is judged on prompts of the untouched split, by the reward that it was trained on and by
+a neural reward that nothing was trained on, and its checkpoints are removed. What comes out is written to
+``docs/results/study/SETTING.json``; ``--tables`` prints it as the tables of docs/results.md.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.chaos import commit
+from benchmarks.machine import machine
+from benchmarks.study_tables import tables
+from pilaf_ray.comparison_run import PlannedRun, execute_run, run_comparison
+from pilaf_ray.errors import PilafError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results/study"
+SAMPLERS = ("vanilla", "hybrid", "best_of_n", "pilaf")
+SEEDS = (0, 1, 2)
+FINAL_SPLIT = "builtin:reviews/final"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One comparison."""
+
+    name: str
+    labels: int
+    overrides: tuple[str, ...] = ()
+    warm_start: int = 0
+    """Labels of a vanilla run from which all runs start."""
+    prepared: tuple[str, ...] = ()
+    """Overrides of the run whose policy they start from instead."""
+
+
+SETTINGS = (
+    # Away from the reference: all start where a vanilla run has come to.
+    Setting(name="online", labels=240, warm_start=80),
+    # π⁺ and π⁻ as far from π as β says: five times as far.
+    Setting(name="online-beta-0.5", labels=240, warm_start=80, overrides=("algorithm.beta=0.5",)),
+    # An over-fitted start: many passes over few pairs.
+    Setting(
+        name="overfitted",
+        labels=240,
+        prepared=("schedule={type: iterative, rounds: 1, pairs_per_round: 32, epochs: 10}", "sampler={type: vanilla}"),
+    ),
+    Setting(
+        name="iterative",
+        labels=240,
+        warm_start=80,
+        overrides=("schedule={type: iterative, rounds: 3, pairs_per_round: 80, epochs: 2}",),
+    ),
+)
+
+
+class Study:
+    """Runs what is missing of one setting and writes what came out.
+
+    Args:
+        folder: where runs go.
+        deadline: on the monotonic clock; no run is begun after it.
+    """
+
+    def __init__(
+        self, setting: Setting, *, config: Path, folder: Path, results: Path, samplers: Sequence[str],
+        seeds: Sequence[int], deadline: float, overrides: Sequence[str], console: Console,
+    ) -> None:  # fmt: skip
+        self._setting, self._config, self._console = setting, config, console
+        self._folder, self._file = folder.resolve() / setting.name, results / f"{setting.name}.json"
+        self._samplers, self._seeds, self._deadline = samplers, seeds, deadline
+        self._overrides = [*setting.overrides, *overrides]
+
+    def run(self) -> None:
+        """Every run of the setting, one after the other.
+
+        Raises:
+            PilafError: a run has failed, or there is no time for another one; what is done is written down.
+        """
+        overrides = [*self._overrides, *self._start()]
+        self._judge()
+        try:
+            run_comparison(
+                self._config, samplers=self._samplers, seeds=self._seeds, budget=f"labels={self._setting.labels}",
+                output=self._folder, overrides=overrides, warm_start=self._setting.warm_start,
+                console=self._console, execute=self._execute,
+            )  # fmt: skip
+        finally:
+            self._write()
+
+    def _start(self) -> list[str]:
+        """Where all runs begin, as an override."""
+        if not self._setting.prepared:
+            return []
+        run = self._folder / "prepared"
+        if not (run / "report/summary.json").is_file():
+            self._console.print("prepared start: running", highlight=False)
+            words = [*self._overrides, *self._setting.prepared, f"run.folder={self._folder}", "run.name=prepared"]
+            _pilaf_ray("train", str(self._config), *words, "--restartable")
+        (newest,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
+        return [f"model.init_from={newest}"]
+
+    def _execute(self, run: PlannedRun) -> None:
+        """One run, and its judging while its policy is there."""
+        if time.monotonic() > self._deadline:
+            raise PilafError("the time is up: run the same command again, which goes on from here")
+        execute_run(run)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Runs that are done and still have their policy; also one whose judging was stopped."""
+        for run in sorted(self._folder.glob("runs/*-seed*")):
+            if (run / "report/summary.json").is_file() and (run / "checkpoints").is_dir():
+                judge(run, run / "final.json")
+                shutil.rmtree(run / "checkpoints")
+
+    def _write(self) -> None:
+        """The comparison, and what the judges said of each run."""
+        comparison = self._folder / "comparison.json"
+        if not comparison.is_file():
+            return
+        judged = {
+            file.parent.name: _final_figures(json.loads(file.read_text()))
+            for file in sorted(self._folder.glob("runs/*/final.json"))
+        }
+        told = json.loads(comparison.read_text()) | {
+            "final": judged,
+            "overrides": self._overrides,
+            "prepared": self._setting.prepared,
+            "warm_start_labels": self._setting.warm_start,
+            "commit": commit(),
+            "machine": machine(),
+        }
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def judge(run: Path, file: Path) -> None:
+    """Sample the run's last policy on the untouched prompts and write all answers to ``file``."""
+    split = f"prompts.evaluation.path={FINAL_SPLIT}"
+    _pilaf_ray("evaluate", str(run), "--set", split, "--samples", "2", "--output", str(file))
+
+
+def _final_figures(evaluation: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Reward, KL and neural reward of each answer, of the policy and of the reference."""
+    from pilaf_ray.oracle.positivity import score
+
+    return {
+        "reference" if name == "reference" else "policy": {
+            "rewards": result["rewards"],
+            "kls": result["kls"],
+            "neural": score(result["prompts"], result["responses"]),
+        }
+        for name, result in evaluation["results"].items()
+    }
+
+
+def _pilaf_ray(*words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pilaf_ray", *words], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise PilafError(f"pilaf-ray {words[0]} failed: {last[0]}")
+
+
+def main(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Names; all when left out. key=value goes to runs.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.0, help="Begin no run after so long.")] = 24 * 60.0,
+    config: Annotated[Path, typer.Option(help="What all runs share.")] = ROOT / "configs/study.yaml",
+    folder: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/study"),
+    results: Annotated[Path, typer.Option(help="Where the JSON files go.")] = RESULTS,
+    samplers: Annotated[str, typer.Option(help="Samplers.")] = ",".join(SAMPLERS),
+    seeds: Annotated[str, typer.Option(help="Seeds.")] = ",".join(map(str, SEEDS)),
+    only_tables: Annotated[bool, typer.Option("--tables", help="Print what is there; run nothing.")] = False,
+) -> None:
+    """Run what is missing of the study."""
+    console = Console(width=160)
+    words = settings or []
+    names = [word for word in words if "=" not in word] or [setting.name for setting in SETTINGS]
+    unknown = set(names) - {setting.name for setting in SETTINGS}
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: the settings are {', '.join(s.name for s in SETTINGS)}"
+        )
+    deadline = time.monotonic() + 60 * minutes
+    for setting in SETTINGS:
+        if setting.name in names and not only_tables:
+            try:
+                Study(
+                    setting, config=config, folder=folder, results=results, samplers=samplers.split(","),
+                    seeds=[int(seed) for seed in seeds.split(",")], deadline=deadline,
+                    overrides=[word for word in words or [] if "=" in word], console=console,
+                ).run()  # fmt: skip
+            except PilafError as error:
+                console.print(f"{setting.name}: {error}", markup=False)
+                raise typer.Exit(1) from error
+    typer.echo(tables([results / f"{name}.json" for name in names]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

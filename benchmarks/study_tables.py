@@ -1,0 +1,95 @@
+"""The study's results as Markdown."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pilaf_ray.evaluation.comparison import over_seeds
+from pilaf_ray.evaluation.statistics import Interval
+
+_MEASURES = ("reward", "kl", "objective", "neural")
+
+
+def tables(files: Sequence[Path]) -> str:
+    """Two tables a setting: held-out during training, and the untouched split with both rewards."""
+    parts = []
+    for file in files:
+        if file.is_file():
+            told = json.loads(file.read_text())
+            parts += [f"### {file.stem}", _course(told), _final(told)]
+            if told["settings"]["missing"]:
+                parts.append(f"Not finished: {', '.join(told['settings']['missing'])}.")
+    return "\n\n".join(parts)
+
+
+def _course(told: dict[str, Any]) -> str:
+    base = told["settings"]["baseline"]
+    rows = [f"| sampler | R | KL | J | J less {base}'s | labels saved at {base}'s J | forwards | tokens | seconds |",
+            "|---|---|---|---|---|---|---:|---:|---:|"]  # fmt: skip
+    for result in told["results"]:
+        saved = result["label_saving"]
+        rows.append(
+            f"| {result['sampler']} | {_text(result['reward'])} | {_text(result['kl'])} | {_text(result['objective'])} "
+            f"| {_text(result['advantage'])} | {_percent(saved)} | {result['forwards']:.0f} "
+            f"| {result['generated_tokens']:.0f} | {result['seconds']:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def _final(told: dict[str, Any]) -> str:
+    """Means over seeds of each run's mean over untouched prompts; differences are paired by seed."""
+    base = told["settings"]["baseline"]
+    beta = told["settings"]["beta"]
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for curve in told["curves"]:
+        figures = told["final"].get(run_name(curve["sampler"], curve["seed"]))
+        if figures:
+            found.setdefault(curve["sampler"], {})[curve["seed"]] = _means(figures["policy"], beta)
+    head = f"| untouched prompts | R | KL | J | neural reward | J less {base}'s | neural reward less {base}'s |"
+    rows = [head, "|---|---|---|---|---|---|---|"]
+    for sampler, seeds in found.items():
+        cells = [_interval([means[key] for means in seeds.values()]) for key in _MEASURES]
+        for key in ("objective", "neural"):
+            against = {seed: means[key] for seed, means in found.get(base, {}).items()}
+            differences = [means[key] - against[seed] for seed, means in seeds.items() if seed in against]
+            cells.append("–" if sampler == base else _interval(differences))
+        rows.append(f"| {sampler} | {' | '.join(cells)} |")
+    start = [_means(f["reference"], beta) for f in told["final"].values()]
+    if start:
+        mean = {key: float(np.mean([values[key] for values in start])) for key in start[0]}
+        rows.append(f"| the reference | {mean['reward']:.3f} | {mean['kl']:.3f} | {mean['objective']:.3f} "
+                    f"| {mean['neural']:.3f} | | |")  # fmt: skip
+    return "\n".join(rows)
+
+
+def run_name(sampler: str, seed: int) -> str:
+    """The folder of a run."""
+    return f"{sampler}-seed{seed}"
+
+
+def _means(answers: dict[str, list[float]], beta: float) -> dict[str, float]:
+    reward, kl, neural = (float(np.mean(answers[key])) for key in ("rewards", "kls", "neural"))
+    return {"reward": reward, "kl": kl, "objective": reward - beta * kl, "neural": neural}
+
+
+def _interval(values: Sequence[float]) -> str:
+    return str(over_seeds(values)) if len(values) > 1 else (f"{values[0]:.3f}" if values else "–")
+
+
+def _text(interval: dict[str, float | None] | None) -> str:
+    if interval is None:
+        return "–"
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    assert value is not None
+    return f"{value:.3f}" if low is None or high is None else str(Interval(value, low, high))
+
+
+def _percent(interval: dict[str, float | None] | None) -> str:
+    if interval is None:
+        return "–"
+    limits = [interval[key] for key in ("value", "low", "high")]
+    value, low, high = ("never" if limit is None else f"{100 * limit:.0f} %" for limit in limits)
+    return f"{value} [{low}, {high}]"
