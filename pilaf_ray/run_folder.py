@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def trace(self) -> Path:
+        """Every call to a role, where ``logging.trace`` is set."""
+        return self.path / "trace.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints by step."""
         return self.path / "checkpoints"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
 from pilaf_ray.generator_numbers import follow_numbers
 from pilaf_ray.learner_side import LearnerSide
+from pilaf_ray.observability.call_trace import CallTrace
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.pipeline.controller import STOPPED, Controller
 from pilaf_ray.pipeline.guards import Alarm, NumericGuards
@@ -135,8 +137,10 @@ class TrainingRun:
 
     async def run(self, *, resume: bool) -> None:
         """The whole run; on Ctrl-C the step under way is finished and saved."""
+        trace = CallTrace(self._folder.trace) if self._config.logging.trace else nullcontext()
         async with self._journal.kept_status():
-            await self._run(resume=resume)
+            with trace:
+                await self._run(resume=resume)
 
     async def _run(self, *, resume: bool) -> None:
         journal = self._journal

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from pilaf_ray.errors import PilafError, RoleLostError
+from pilaf_ray.observability.call_trace import traced
 
 T = TypeVar("T")
 
@@ -16,15 +17,18 @@ class RoleDiedError(RoleLostError):
     """The process of a role is gone or out of reach: never the consequence of another role's failure."""
 
 
-async def call(reference: Awaitable[T], *, role: str, seconds: float) -> T:
+async def call(reference: Awaitable[T], *, role: str, seconds: float, name: str = "") -> T:
     """Await a remote result; our own errors arrive as themselves, without Ray's wrapping.
+
+    ``name`` is what the call is called in a trace; calls without one are in none.
 
     Whatever else goes wrong is a RoleLostError: the replica is of no more use. A call that is
     given up is cancelled where it runs, so that it does not stand in the way of its repetition.
     """
     try:
-        async with asyncio.timeout(seconds):
-            return await reference
+        with traced(role, name):
+            async with asyncio.timeout(seconds):
+                return await reference
     except TimeoutError as error:
         _cancel(reference)
         raise RoleLostError(f"{role} did not answer within {seconds:.0f} s; see its log") from error

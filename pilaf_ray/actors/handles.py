@@ -83,7 +83,7 @@ class _Replicas:
 
         async def work(actor: Any, replica: int) -> Any:
             remote = getattr(actor, method).remote(*arguments)
-            return await call(remote, role=f"{self._role}-{replica}", seconds=self._seconds)
+            return await call(remote, role=f"{self._role}-{replica}", seconds=self._seconds, name=method)
 
         with self.meter.call():
             return await self._pool.run(work, pairs=pairs)

@@ -94,6 +94,7 @@ class RankGroup:
                     getattr(actor, method).remote(*arguments),
                     role=f"{self._role} rank {rank}",
                     seconds=self._seconds,
+                    name=method,
                 )
             )
             for rank, actor in enumerate(self._actors)

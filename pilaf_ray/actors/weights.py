@@ -97,7 +97,7 @@ class GeneratorUpdates:
 
     async def _pull(self, actor: Any, number: int, update: PublishedWeights) -> None:
         remote = actor.update_weights.remote(update.ticket, self._deadline)
-        await call(remote, role=f"generator-{number}", seconds=self._deadline)
+        await call(remote, role=f"generator-{number}", seconds=self._deadline, name="update_weights")
 
     async def _pull_unless_lost(self, actor: Any, number: int, update: PublishedWeights) -> None:
         # Neither a generator that is cut off nor one that waits for a learner that is gone has until the deadline.

@@ -141,6 +141,8 @@ class LoggingSection(Section):
     """Write event files into the run folder's tensorboard/; tensorboard --logdir shows all runs of a folder."""
     prometheus: bool = False
     """Set Ray gauges at every step, and say in run.folder/.prometheus/ where Prometheus finds them."""
+    trace: bool = False
+    """Write every call to a role into the run folder's trace.json, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
 
 
 class RunConfig(Section):
