@@ -30,6 +30,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_what_was_copied_is_enough_to_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     make_tiny_llama(tmp_path / "model", seed=0)
     train(tmp_path, "here", "learner.ranks=2")

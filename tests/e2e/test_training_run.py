@@ -141,6 +141,7 @@ def kill_after(overrides: list[str], file: Path, lines: int) -> None:
     process.wait()
 
 
+@pytest.mark.long
 def test_iterative_run_survives_sigkill_in_its_second_round_and_equals_one_that_was_left_alone(
     model: Path, tmp_path: Path
 ) -> None:
