@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, insert, update
 
 from pilaf_ray.errors import LedgerError
-from pilaf_ray.store import codec, compaction, queries, reward_uses
+from pilaf_ray.store import codec, compaction, queries, reward_uses, rollback, rows
 from pilaf_ray.store.database import LedgerDatabase
 from pilaf_ray.store.labels import LabelLog
 from pilaf_ray.store.leases import LeaseBook
 from pilaf_ray.store.queries import CONTENTS
-from pilaf_ray.store.records import HUMAN, LabelKind, LedgerCounts, UnfinishedWork
-from pilaf_ray.store.tables import labels, pairs, plans, responses
+from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
+from pilaf_ray.store.tables import pairs, plans, responses
 from pilaf_ray.types import LabeledPair, PairPlan, PairState, PreferenceLabel, ReferenceLogprobs, ResponsePair
 
 # An arrow was taken before if the pair stands at or beyond its target.
@@ -40,11 +40,6 @@ _PASSED = {
     PairState.REJECTED: {PairState.REJECTED},
     PairState.EXPIRED: {PairState.EXPIRED},
 }
-# What a pair loses with its responses.
-_FORGOTTEN = (
-    *("min_version", "max_version", "label_sequence", "reference_a", "reference_b"),
-    *("reason", "sampled_at", "labeled_at", "ended_at"),
-)
 _OPEN = (PairState.PLANNED, PairState.SAMPLED, PairState.LABELED)
 
 _move = update(pairs).where(pairs.c.plan_index == bindparam("at"))
@@ -108,7 +103,7 @@ class PreferenceLedger:
             if not rows:
                 return
             moving = [(row.plan_index, by_id[pair_id]) for pair_id, row in rows.items()]
-            connection.execute(insert(responses), [_contents(index, pair) for index, pair in moving])
+            connection.execute(insert(responses), [rows.contents(index, pair) for index, pair in moving])
             connection.execute(
                 _move.values(state=PairState.SAMPLED.value, sampled_at=now),
                 [
@@ -135,7 +130,7 @@ class PreferenceLedger:
                     continue
                 events = self.labels.append(
                     connection,
-                    [_verdict(scored[pair_id][0], row, now) for pair_id, row in moving.items()],
+                    [rows.verdict(scored[pair_id][0], row, now) for pair_id, row in moving.items()],
                 )
                 time_of = "ended_at" if wanted else "labeled_at"
                 connection.execute(
@@ -179,7 +174,7 @@ class PreferenceLedger:
     def roll_back(self, step: int) -> int:
         """TRAINED after ``step`` → LABELED; returns how many pairs that were."""
         with self._database.writing() as connection:
-            return self._untrain(connection, step)
+            return rollback.untrain_after(connection, step)
 
     def reset_after(self, version: int) -> int:
         """Prepare a resumption from the checkpoint of step ``version``.
@@ -194,35 +189,10 @@ class PreferenceLedger:
             LedgerError: answers of pairs that would come back were dropped.
         """
         now = self._database.now()
-        by_people = exists().where(
-            labels.c.plan_index == pairs.c.plan_index,
-            labels.c.sampling == pairs.c.sampling,
-            or_(labels.c.source == HUMAN, labels.c.annotator.is_not(None)),
-        )
         with self._database.writing() as connection:
-            self._untrain(connection, version)
-            gone = list(
-                connection.scalars(
-                    select(pairs.c.plan_index).where(
-                        pairs.c.max_version > version,
-                        pairs.c.state.in_([PairState.SAMPLED, PairState.LABELED, PairState.ABSTAINED]),
-                        ~by_people,
-                    )
-                )
-            )
+            rollback.untrain_after(connection, version)
+            gone = rollback.forget_responses_after(connection, version)
             for part in queries.chunks(gone):
-                connection.execute(delete(responses).where(responses.c.plan_index.in_(part)))
-                connection.execute(
-                    update(pairs)
-                    .where(pairs.c.plan_index.in_(part))
-                    .values(
-                        {
-                            **dict.fromkeys(_FORGOTTEN),
-                            "state": PairState.PLANNED.value,
-                            "sampling": pairs.c.sampling + 1,
-                        }
-                    )
-                )
                 self.leases.void(connection, part, now)
             return len(gone)
 
@@ -293,17 +263,6 @@ class PreferenceLedger:
                 self.leases.void(connection, [row.plan_index], now)
 
     @staticmethod
-    def _untrain(connection: Connection, step: int) -> int:
-        compaction.require_answers_after(connection, step)
-        reward_uses.forget_uses_after(connection, step)
-        result = connection.execute(
-            update(pairs)
-            .where(pairs.c.trained_step > step)
-            .values(state=PairState.LABELED.value, trained_step=None, trained_at=None)
-        )
-        return int(result.rowcount)
-
-    @staticmethod
     def _movable(
         connection: Connection,
         pair_ids: Sequence[str],
@@ -325,33 +284,3 @@ class PreferenceLedger:
             elif row.state not in _PASSED[target]:
                 raise LedgerError(f"pair {pair_id} is {row.state}; only a {source} pair can become {target}")
         return moving
-
-
-def _contents(plan_index: int, pair: ResponsePair) -> dict[str, Any]:
-    """The row of a pair's responses."""
-    return {
-        "plan_index": plan_index,
-        "response_a": codec.encode(pair.a),
-        "response_b": codec.encode(pair.b),
-        "draw": None if pair.draw is None else codec.encode(pair.draw),
-    }
-
-
-def _verdict(label: PreferenceLabel, row: Any, now: int) -> dict[str, Any]:
-    """The event of the label that a pair carries from now on."""
-    return {
-        "key": f"{label.pair_id}/{row.sampling}",
-        "plan_index": row.plan_index,
-        "sampling": row.sampling,
-        "kind": LabelKind.VERDICT.value,
-        "source": label.source,
-        "annotator": None,
-        "probability": label.probability,
-        "reason": label.reason,
-        "reward_a": label.reward_a,
-        "reward_b": label.reward_b,
-        "withdraws": None,
-        "details": None,
-        "late": False,
-        "created_at": now,
-    }
