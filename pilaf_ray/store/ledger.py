@@ -99,10 +99,10 @@ class PreferenceLedger:
         now = self._database.now()
         with self._database.writing() as connection:
             by_id = {pair.plan.pair_id: pair for pair in sampled}
-            rows = self._movable(connection, list(by_id), PairState.PLANNED, PairState.SAMPLED)
-            if not rows:
+            found = self._movable(connection, list(by_id), PairState.PLANNED, PairState.SAMPLED)
+            if not found:
                 return
-            moving = [(row.plan_index, by_id[pair_id]) for pair_id, row in rows.items()]
+            moving = [(row.plan_index, by_id[pair_id]) for pair_id, row in found.items()]
             connection.execute(insert(responses), [rows.contents(index, pair) for index, pair in moving])
             connection.execute(
                 _move.values(state=PairState.SAMPLED.value, sampled_at=now),
