@@ -31,7 +31,7 @@ from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
-from pilaf_ray.quantised_run import with_quantised_base, write_run_base
+from pilaf_ray.quantised_run import require_same_start, with_quantised_base, write_run_base
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
@@ -68,6 +68,8 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         require_free_port(config.console.host, config.console.port)
     inputs = build.build_inputs(config)
     start, config = config.model.policy, with_quantised_base(config, path)
+    if resume:
+        require_same_start(config, start=start)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
         write_run_base(config, start=start, console=console)
