@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -31,6 +32,7 @@ from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.scaling import scaled_on_request
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
+from pilaf_ray.pipeline.turns import own_device
 from pilaf_ray.quantised_run import require_same_start, with_quantised_base, write_run_base
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
@@ -310,6 +312,7 @@ class TrainingRun:
             pairs=build_pair_source(
                 config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle, reward=roles.reward
             ),
+            turn=own_device if roles.turns is None else partial(roles.turns.turn, "learner"),
         )
         return controller
 

@@ -32,7 +32,7 @@ from pilaf_ray.config.oracle import (
     ScoringOracleConfig,
 )
 from pilaf_ray.config.prompts import PromptsSection
-from pilaf_ray.config.resources import ResourcesSection
+from pilaf_ray.config.resources import ResourcesSection, check_turns
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
 from pilaf_ray.config.store import StoreSection
@@ -185,6 +185,16 @@ class RunConfig(Section):
                 f"weights.transport: nccl moves weights between GPUs, and resources.{without[0]}.gpus is 0: "
                 "give both generator and learner whole GPUs, or set weights.transport: gloo"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> Self:
+        check_turns(
+            self.resources,
+            rollouts=self.algorithm.type if isinstance(self.algorithm, RolloutAlgorithm) else None,
+            transport=self.weights.transport,
+            to_disk="nvme" in (self.learner.offload.optimizer, self.learner.offload.parameters),
+        )
         return self
 
     @model_validator(mode="after")
