@@ -238,6 +238,7 @@ def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
         "enforce_eager": generation.enforce_eager,
         "weight_transport": config.weights.transport,
         "recompute_caches": config.weights.recompute_caches,
+        "takes_turns": config.resources.turns,
     }
 
 

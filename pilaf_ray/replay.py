@@ -15,6 +15,7 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.checkpoint import CheckpointStore
 from pilaf_ray.errors import RunFolderError
 from pilaf_ray.observability.logs import close_logging, setup_logging
+from pilaf_ray.quantised_run import with_quantised_base
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.store.location import ledger_location
 from pilaf_ray.store.reading import LedgerReader
@@ -40,7 +41,8 @@ def replay(run: Path, *, step: int) -> list[ReplayedStep]:
     """
     if not (run / "config.json").is_file():
         raise RunFolderError(f"{run} is not a run folder: it has no config.json")
-    config = RunConfig.model_validate_json((run / "config.json").read_text())
+    # A base in the run's folder is where that is now.
+    config = with_quantised_base(RunConfig.model_validate_json((run / "config.json").read_text()), run)
     recorded = {
         record["step"]: record["loss"]
         for record in (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())

@@ -1,6 +1,7 @@
 """What a configuration asks of a cluster: reservations, memory and the nodes it describes."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pilaf_ray.config.algorithms import PpoConfig, ValueModelConfig
@@ -24,7 +25,12 @@ from pilaf_ray.memory import (
     scalar_head_memory,
     scorer_memory,
 )
-from pilaf_ray.placement import NodeCapacity, PlacementPlan, RoleRequest, make_groups, plan_placement
+from pilaf_ray.placement import Bundle, NodeCapacity, PlacementPlan, RoleRequest, make_groups, plan_placement
+
+TAKE_TURNS = ("generator", "learner")
+"""Who rests where ``resources.turns`` is set."""
+STATES = ("weights", "weights for the backward", "master weights", "optimizer", "gradients", "reduced gradients")
+"""Parts of an estimate that a role keeps between two uses of its device."""
 
 
 def role_requests(config: RunConfig) -> tuple[RoleRequest, ...]:
@@ -93,7 +99,7 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
     generation, learner, r = config.generation, config.learner, config.resources
     lora = lora_settings(config)
     adapters = None if lora is None else count_adapter_parameters(config.model.policy, lora)
-    return (
+    estimates = (
         generator_memory(
             policy,
             GeneratorSettings(
@@ -118,6 +124,15 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
         _oracle_memory(config),
         *((_reward_memory(config, policy),) if config.reward_model else ()),
     )
+    if not r.turns:
+        return estimates
+    return tuple(_with_room_to_rest(each) if each.role in TAKE_TURNS else each for each in estimates)
+
+
+def _with_room_to_rest(estimate: MemoryEstimate) -> MemoryEstimate:
+    """What is on the device between two uses is on the host while another role has the device."""
+    states = sum(size for name, size in estimate.device if name in STATES)
+    return replace(estimate, host=(*estimate.host, ("at rest", states)) if states else estimate.host)
 
 
 def _scalar_head_shape(
@@ -211,10 +226,12 @@ def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], 
     lines = []
     for group in plan.groups if sizes else ():
         for bundle in group.bundles:
-            needed = sum(by_role[m.role].device_bytes for m in bundle.members if m.gpus) / GIB
+            needed = _device_bytes(config, bundle, by_role) / GIB
             if needed > max(sizes):
                 names = " and ".join(m.role for m in bundle.members if m.gpus)
                 mend = _mend(bundle.members[0].role)
+                if not config.resources.turns and {m.role for m in bundle.members if m.gpus} >= set(TAKE_TURNS):
+                    mend += ", or let generator and learner take turns (resources.turns)"
                 lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {max(sizes):g}: {mend}")
     room = {node.name: node.memory_gib for node in plan.nodes}
     for name, members in plan.members_by_node().items():
@@ -226,6 +243,13 @@ def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], 
                 f"{', '.join(members)}; spread them over more nodes, or take larger ones"
             )
     return tuple(dict.fromkeys(lines))
+
+
+def _device_bytes(config: RunConfig, bundle: Bundle, by_role: Mapping[str, MemoryEstimate]) -> float:
+    """What the roles of ``bundle`` take of one GPU; of those that take turns, the larger one."""
+    sizes = {m.role: by_role[m.role].device_bytes for m in bundle.members if m.gpus}
+    turns = [sizes.pop(role, 0.0) for role in TAKE_TURNS] if config.resources.turns else []
+    return sum(sizes.values()) + max(turns, default=0.0)
 
 
 def _mend(role: str) -> str:

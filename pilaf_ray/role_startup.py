@@ -14,6 +14,7 @@ from pilaf_ray.config.resources import RoleResourcesConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.people_run import ask_people, serve_console
 from pilaf_ray.pipeline.supervision import Report
+from pilaf_ray.pipeline.turns import TurnTaking
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.store.location import ledger_location
@@ -28,6 +29,7 @@ async def start_roles(
         PilafError: a role has no room, or does not start.
     """
     reservations = await _reserve(config, folder)
+    turns = TurnTaking() if config.resources.turns else None
     launcher = RoleLauncher(
         logs=str(folder.logs.resolve()),
         call_seconds=config.pipeline.call_seconds,
@@ -35,6 +37,7 @@ async def start_roles(
         policy=build.supervision_policy(config),
         outage_seconds=config.supervision.oracle_outage_seconds,
         report=report,
+        turns=turns,
     )
     publisher = {
         "transport": config.weights.transport,
@@ -79,6 +82,7 @@ async def start_roles(
         reward=reward,
         console=await serve_console(config, folder, store, console),
         reservations=reservations,
+        turns=turns,
     )
 
 

@@ -21,7 +21,7 @@ from pilaf_ray.pipeline.supervision import Report
 
 LEDGER = "preferences.db"
 _LINES = ("metrics.jsonl", "events.jsonl", "judge.jsonl")
-_FILES = ("config.json", "prompts.json", "access.json", "evaluations/*.json", "inbox/*.jsonl")
+_FILES = ("config.json", "prompts.json", "base.json", "access.json", "evaluations/*.json", "inbox/*.jsonl")
 
 
 def open_mirror(config: RunConfig) -> MirrorLocation | None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -33,7 +34,8 @@ from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
-from pilaf_ray.quantised_run import with_quantised_base, write_run_base
+from pilaf_ray.pipeline.turns import own_device
+from pilaf_ray.quantised_run import require_same_start, with_quantised_base, write_run_base
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
@@ -70,6 +72,8 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         require_free_port(config.console.host, config.console.port)
     inputs = build.build_inputs(config)
     start, config = config.model.policy, with_quantised_base(config, path)
+    if resume:
+        require_same_start(config, start=start)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
         write_run_base(config, start=start, console=console)
@@ -313,6 +317,7 @@ class TrainingRun:
             pairs=build_pair_source(
                 config, generator=roles.generators, reference=roles.reference, oracle=roles.oracle, reward=roles.reward
             ),
+            turn=own_device if roles.turns is None else partial(roles.turns.turn, "learner"),
         )
         return controller
 

@@ -21,6 +21,7 @@ from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
+from pilaf_ray.pipeline.turns import Turn, own_device
 from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
@@ -105,7 +106,12 @@ class _Replicas:
 
 
 class GeneratorPool(_Replicas):
-    """Generator replicas behind one face; a newcomer pulls the newest weights before it samples."""
+    """Generator replicas behind one face; a newcomer pulls the newest weights before it samples.
+
+    Args:
+        turn: in which requests are sent, where the learner shares the generators' devices.
+        joining: in which a newcomer starts, which requests may wait for.
+    """
 
     def __init__(
         self,
@@ -113,9 +119,12 @@ class GeneratorPool(_Replicas):
         *,
         spawn: Spawn,
         leave: Callable[[int], None] = lambda _number: None,
+        turn: Turn = own_device,
+        joining: Turn = own_device,
         **settings: Any,
     ) -> None:
         self._spawn, self._leave = spawn, leave
+        self._turn, self._joining = turn, joining
         self._attempts = count()
         self._newest: tuple[PullWeights, Any] | None = None
         self._nodes: dict[Any, str] = {}
@@ -146,10 +155,36 @@ class GeneratorPool(_Replicas):
         """Sample one response, on whichever replica lives to finish it."""
         # An engine refuses a name that is still under way, as an earlier attempt may be.
         named = dataclasses.replace(request, request_id=f"{request.request_id}.{next(self._attempts)}")
-        response: SampledResponse = await self.ask("generate", named, pairs=[request.pair_id])
+        async with self._turn():
+            response: SampledResponse = await self.ask("generate", named, pairs=[request.pair_id])
         return response
 
+    async def rest(self) -> None:
+        """Free the devices; requests that nobody waits for are dropped."""
+        await self._everywhere("rest")
+
+    async def resume(self) -> None:
+        """Take the devices again, with the weights that were served before."""
+        await self._everywhere("resume")
+
+    async def _everywhere(self, method: str) -> None:
+        """Call ``method`` on each replica; one that does not answer is replaced."""
+
+        async def one(number: int, actor: Any) -> None:
+            work = call(getattr(actor, method).remote(), role=f"generator-{number}", seconds=self._seconds)
+            try:
+                await self.unless_lost(number, work)
+            except RoleLostError as error:
+                if self.actors.get(number) is actor:
+                    self.lose(number, error)
+
+        await asyncio.gather(*(one(number, actor) for number, actor in self.actors.items()))
+
     async def _newcomer(self, number: int) -> Any:
+        async with self._joining():
+            return await self._started(number)
+
+    async def _started(self, number: int) -> Any:
         actor = await self._spawn(number)
         served: object = None
         try:

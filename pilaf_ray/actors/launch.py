@@ -1,7 +1,9 @@
 """Creating the actors of a run and waiting until each is ready."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +25,7 @@ from pilaf_ray.actors.roles import (
     StoreActor,
 )
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
+from pilaf_ray.pipeline.turns import TurnTaking
 
 START_SECONDS = 900.0
 """Deadline for loading a model, generous because a cluster may pull weights over a network."""
@@ -74,6 +77,8 @@ class Roles:
     """Kept, because Ray ends an actor that nobody holds."""
     reservations: Reservations = field(default_factory=lambda: Reservations(()))
     """Where the roles have their places."""
+    turns: TurnTaking | None = None
+    """Where generators and learner use the same devices in turns."""
 
     @property
     def computing(self) -> dict[str, ComputingRole]:
@@ -88,6 +93,8 @@ class Roles:
 
     async def close(self) -> None:
         """Stop watching them."""
+        if self.turns is not None:
+            await self.turns.close()
         for role in (*self.computing.values(), self.store):
             await role.close()
 
@@ -102,6 +109,7 @@ class RoleLauncher:
         policy: how patient the run is with its roles.
         outage_seconds: how long an oracle may be out of reach.
         report: told of losses and recoveries.
+        turns: where generators and learner use the same devices; None where each has its own.
     """
 
     def __init__(
@@ -113,6 +121,7 @@ class RoleLauncher:
         policy: SupervisionPolicy | None = None,
         outage_seconds: float = 300.0,
         report: Report = no_report,
+        turns: TurnTaking | None = None,
     ) -> None:
         self._logs = logs
         self._call_seconds = call_seconds
@@ -120,6 +129,7 @@ class RoleLauncher:
         self._policy = policy or SupervisionPolicy()
         self._outage_seconds = outage_seconds
         self._report = report
+        self._turns = turns
 
     @property
     def _supervised(self) -> dict[str, Any]:
@@ -142,12 +152,19 @@ class RoleLauncher:
                     self._reservations.leave("generator", number)
                 raise
 
-        return GeneratorPool(
-            await _all(spawn, replicas),
-            spawn=join,
-            leave=lambda number: self._reservations.leave("generator", number),
+        settings = {
+            "spawn": join,
+            "leave": lambda number: self._reservations.leave("generator", number),
             **self._supervised,
-        )
+        }
+        turns = self._turns
+        if turns is None:
+            return GeneratorPool(await _all(spawn, replicas), **settings)
+        turn, joining = partial(turns.turn, "generator"), partial(turns.within, "generator")
+        async with turn():
+            pool = GeneratorPool(await _all(spawn, replicas), turn=turn, joining=joining, **settings)
+            turns.join("generator", rest=pool.rest, resume=pool.resume)
+        return pool
 
     async def reference(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> ReferencePool:
         """Start ``replicas`` reference models."""
@@ -172,7 +189,20 @@ class RoleLauncher:
     ) -> LearnerGroup:
         """Start one learner group."""
         start = self._starter(LearnerActor, "learner", ranks, resources, arguments, publisher)
-        return LearnerGroup(await start(), start=start, **self._watched)
+        turns = self._turns
+        if turns is None:
+            return LearnerGroup(await start(), start=start, **self._watched)
+
+        async def start_in_turn() -> Sequence[Any]:
+            turns.lost("learner")
+            async with turns.turn("learner"):
+                actors = await start()
+                turns.join("learner", rest=lambda: group.rest(), resume=lambda: group.resume())
+                return actors
+
+        actors = await start_in_turn()
+        group = LearnerGroup(actors, start=start_in_turn, turn=partial(turns.within, "learner"), **self._watched)
+        return group
 
     async def reward(self, arguments: dict[str, Any], *, ranks: int, resources: RoleResources) -> RewardGroup:
         """Start one group that trains and serves the reward model."""

@@ -14,6 +14,7 @@ from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.departure import Departure
 from pilaf_ray.pipeline.supervision import SupervisionPolicy, is_late
+from pilaf_ray.pipeline.turns import Turn, own_device
 from pilaf_ray.types import (
     LabeledPair,
     RewardScores,
@@ -36,16 +37,27 @@ class RankGroup:
     """The ranks of one training job, called together.
 
     Any rank's loss is the group's: calls raise RoleLostError from then on, until :meth:`rebuild`.
+
+    Args:
+        turn: in which calls are sent that need the ranks' devices, where others share those.
     """
 
     def __init__(
-        self, role: str, actors: Sequence[Any], *, start: StartGroup, call_seconds: float, policy: SupervisionPolicy
+        self,
+        role: str,
+        actors: Sequence[Any],
+        *,
+        start: StartGroup,
+        call_seconds: float,
+        policy: SupervisionPolicy,
+        turn: Turn = own_device,
     ) -> None:
         self._role = role
         self._actors = list(actors)
         self._start = start
         self._seconds = call_seconds
         self._policy = policy
+        self._turn = turn
         self.meter = BusyMeter()
         self._pulses: dict[int, Pulse] = {}
         self._watch_ranks()
@@ -84,8 +96,17 @@ class RankGroup:
 
     async def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Call ``method`` on every rank at once; results in rank order."""
-        with self.meter.call():
-            return await self._gone.unless_gone(self._everywhere(method, *arguments))
+        async with self._turn():
+            with self.meter.call():
+                return await self._gone.unless_gone(self._everywhere(method, *arguments))
+
+    async def rest(self) -> None:
+        """Free the ranks' devices until :meth:`resume`."""
+        await self._gone.unless_gone(self._everywhere("rest"))
+
+    async def resume(self) -> None:
+        """Take the devices again, with the same weights and states."""
+        await self._gone.unless_gone(self._everywhere("resume"))
 
     async def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
         calls = [
@@ -123,7 +144,7 @@ class RankGroup:
 
     async def usage(self) -> list[RoleUsage]:
         """Busy time and memory of each rank."""
-        return list(await self.everywhere("usage"))
+        return list(await self._gone.unless_gone(self._everywhere("usage")))
 
     def _watch_ranks(self) -> None:
         self._pulses = {}

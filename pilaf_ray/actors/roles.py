@@ -87,6 +87,12 @@ class _Generator:
         if not task.cancelled() and task.exception() is not None:
             logging.getLogger(__name__).warning("weights were not updated: %s", task.exception())
 
+    async def rest(self) -> None:
+        await self._generator.rest()
+
+    async def resume(self) -> None:
+        await self._generator.resume()
+
     async def score(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
         logprobs: list[float] = await self._generator.score(prompt, response)
         return logprobs
@@ -234,6 +240,12 @@ class _Learner(_Rank):
     def publish_again(self, version: int) -> "WeightUpdate | None":
         """A ticket for the shared folder; beside the next step, for the copy is not the learner's weights."""
         return None if self._publisher is None else self._publisher.publish_again(version)
+
+    def rest(self) -> None:
+        self._learner.rest()
+
+    def resume(self) -> None:
+        self._learner.resume()
 
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         logprobs: list[list[float]] = self._learner.policy_logprobs(items)

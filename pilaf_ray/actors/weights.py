@@ -11,6 +11,7 @@ from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.launch import Roles
 from pilaf_ray.errors import RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.supervision import Report, no_report
+from pilaf_ray.pipeline.turns import own_device
 from pilaf_ray.pipeline.weight_sync import WeightSync
 from pilaf_ray.types import TokenPair
 
@@ -150,6 +151,7 @@ def make_weight_sync(
     updates = GeneratorUpdates(
         roles, probe_items=probe_items, tolerance=tolerance, deadline_seconds=deadline_seconds, report=report
     )
+    turns = roles.turns
     return WeightSync(
         push=updates.push,
         announce=updates.announce,
@@ -157,4 +159,7 @@ def make_weight_sync(
         recover=updates.recover,
         probe=updates.probe if tolerance is not None else None,
         deadline_seconds=deadline_seconds,
+        # A push may be part of the learner's step.
+        push_turn=partial(turns.within, "learner") if turns else own_device,
+        serve_turn=partial(turns.turn, "generator") if turns else own_device,
     )

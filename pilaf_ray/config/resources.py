@@ -70,5 +70,39 @@ class ResourcesSection(Section):
     """A reference replica."""
     oracle: RoleResourcesConfig = RoleResourcesConfig()
     """An oracle replica."""
+    turns: bool = False
+    """Generator and learner, which must colocate, use their devices in turns: one rests while the other works."""
     nodes: list[NodeConfig] = Field(default_factory=list)
     """The cluster to plan for and to submit to, where it cannot be asked."""
+
+
+def check_turns(resources: ResourcesSection, *, rollouts: str | None, transport: str, to_disk: bool) -> None:
+    """Raise ValueError where generator and learner are to take turns and cannot.
+
+    Args:
+        rollouts: the algorithm whose steps sample for themselves, if it is one of those.
+        transport: of new weights.
+        to_disk: whether the learner keeps a part of itself there.
+    """
+    if not resources.turns:
+        return
+    if resources.generator.colocate is None or resources.generator.colocate != resources.learner.colocate:
+        raise ValueError(
+            "resources.turns is for a generator and a learner on the same devices: give resources.generator and "
+            "resources.learner the same colocate, or leave resources.turns out"
+        )
+    if rollouts is not None:
+        raise ValueError(
+            f"resources.turns cannot serve algorithm.type: {rollouts}, whose steps wait for rollouts while they are "
+            "under way: set algorithm.type: dpo, or give the roles devices of their own"
+        )
+    if transport == "nccl":
+        raise ValueError(
+            "weights.transport: nccl needs generator and learner on GPUs of their own, and resources.turns has them "
+            "share: set weights.transport: gloo"
+        )
+    if to_disk:
+        raise ValueError(
+            "resources.turns moves the learner to the host, and learner.offload keeps it on a disk: offload to cpu, or "
+            "leave resources.turns out"
+        )

@@ -33,7 +33,7 @@ from pilaf_ray.config.oracle import (
     ScoringOracleConfig,
 )
 from pilaf_ray.config.prompts import PromptsSection
-from pilaf_ray.config.resources import ResourcesSection
+from pilaf_ray.config.resources import ResourcesSection, check_turns
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
 from pilaf_ray.config.store import StoreSection
@@ -193,6 +193,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> Self:
+        check_turns(
+            self.resources,
+            rollouts=self.algorithm.type if isinstance(self.algorithm, RolloutAlgorithm) else None,
+            transport=self.weights.transport,
+            to_disk="nvme" in (self.learner.offload.optimizer, self.learner.offload.parameters),
+        )
+        return self
+
+    @model_validator(mode="after")
     def _sampler_fits(self) -> Self:
         exact = self.generation.temperature == 1 and self.generation.top_p == 1
         check_sampler(self.sampler, loss_beta=self.algorithm.beta, oracle=self.oracle, exact_sampling=exact)
@@ -344,6 +354,8 @@ class RunConfig(Section):
                 f"generation.replicas: {self.generation.replicas} is not within generation.elastic: "
                 f"{elastic.least} to {elastic.most}"
             )
+        if self.resources.turns:
+            raise ValueError("generation.elastic: generators that share devices in turns stay where they are: drop one")
         if not (generator.cpus or generator.gpus or generator.memory_gib):
             raise ValueError(
                 "generation.elastic: generators that reserve nothing fit everywhere for ever: "

@@ -57,6 +57,7 @@ class Generator:
         enable_prefix_caching: reuse the KV of shared prompt beginnings.
         recompute_caches: after a weight update, compute the KV of running requests anew under the
             new weights; otherwise they keep what the old ones left, and only new requests start afresh.
+        takes_turns: the learner uses the same device while this engine rests.
 
     Raises:
         ConfigError: a limit or the transport is wrong.
@@ -84,6 +85,7 @@ class Generator:
         weight_transport: str = "filesystem",
         enable_prefix_caching: bool = True,
         recompute_caches: bool = False,
+        takes_turns: bool = False,
     ) -> None:
         check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
@@ -102,6 +104,8 @@ class Generator:
             "enforce_eager": enforce_eager,
             "enable_prefix_caching": enable_prefix_caching,
         }
+        self._takes_turns = takes_turns
+        self._sleeps = False
         self._max_model_len = max_model_len
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
@@ -142,11 +146,13 @@ class Generator:
 
         register()
         from pilaf_ray.engines.engine_arguments import engine_arguments
+        from pilaf_ray.engines.engine_rest import can_sleep
         from pilaf_ray.engines.engine_stats import PreemptionCounter
 
         self._scheduling = PreemptionCounter()
+        self._sleeps = self._takes_turns and can_sleep()
         arguments = engine_arguments(
-            self._engine_arguments,
+            {**self._engine_arguments, "enable_sleep_mode": self._sleeps},
             architecture=self._architecture,
             reference_path=self._reference_path,
             transport=self._transport,
@@ -259,6 +265,20 @@ class Generator:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
         """
         await self._weights.replace(update, deadline_seconds=deadline_seconds)
+
+    async def rest(self) -> None:
+        """Compute nothing, and free what can be freed, until :meth:`resume`; requests under way are dropped."""
+        from pilaf_ray.engines.engine_rest import rest
+
+        await rest(self._live_engine, sleeps=self._sleeps)
+        logger.info("the engine rests")
+
+    async def resume(self) -> None:
+        """Serve again what was served before :meth:`rest`."""
+        from pilaf_ray.engines.engine_rest import resume
+
+        await resume(self._live_engine, sleeps=self._sleeps)
+        logger.info("the engine serves again")
 
     def forget_prefixes(self) -> None:
         """Let later requests reuse no KV of earlier ones, as after a weight update."""

@@ -1,5 +1,6 @@
 """The policy learner: DeepSpeed ZeRO 0–3 on preference losses."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from pilaf_ray.engines.trained_models import TrainedPolicy
 from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings
 from pilaf_ray.losses.preference import LOSSES, LossOutputs, PreferenceInputs
 from pilaf_ray.types import LabeledPair, StepResult, TokenPair
+
+logger = logging.getLogger(__name__)
 
 
 class PolicyLearner(LearnerRank):
@@ -153,6 +156,16 @@ class PolicyLearner(LearnerRank):
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
         """Per-token log-probabilities of (prompt, response) pairs under the current weights."""
         return self._engine.response_logprobs(items)
+
+    def rest(self) -> None:
+        """Leave the device to others until :meth:`resume`."""
+        freed = self._engine.rest()
+        logger.info("the learner rests: %d MiB left its device", freed / 2**20)
+
+    def resume(self) -> None:
+        """Come back to the device, the same to the last bit."""
+        self._engine.resume()
+        logger.info("the learner is back")
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's native checkpoint, the RNG state, and a Hugging Face folder ``hf/``."""

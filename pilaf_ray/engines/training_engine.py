@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.engines.learner_setup import make_engine
 from pilaf_ray.engines.other_ranks import TAG, loading_universal, rng_file, saved_ranks, universal_form
+from pilaf_ray.engines.parked_states import ParkedStates
 from pilaf_ray.engines.scoring import write_hf_folder
 from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.errors import CheckpointError
@@ -51,9 +52,11 @@ class TrainingEngine(ABC):
             model, zero_stage=zero_stage, precision=precision, accumulation=_ACCUMULATION, **settings
         )
         self._engine.eval()
+        self._parked = ParkedStates(self._engine)
 
     def __call__(self, *arguments: Any) -> Tensor:
         """The model's forward; without gradients unless :meth:`train` was called."""
+        assert not self._parked.is_away, "it is another role's turn"
         output: Tensor = self._engine(*arguments)
         return output
 
@@ -80,6 +83,14 @@ class TrainingEngine(ABC):
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self._engine.get_lr()[0])
+
+    def rest(self) -> int:
+        """Leave the device, between two calls of others; returns the bytes that it has got back."""
+        return self._parked.rest()
+
+    def resume(self) -> None:
+        """Come back, the same to the last bit."""
+        self._parked.resume()
 
     def train(self) -> None:
         """Prepare for a step."""

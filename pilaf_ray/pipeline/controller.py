@@ -25,6 +25,7 @@ from pilaf_ray.pipeline.pair_supply import PairSupply
 from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.schedule import Schedule, TrainingBatch
 from pilaf_ray.pipeline.step_report import StepReport
+from pilaf_ray.pipeline.turns import Turn, own_device
 from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import PairPlan
 
@@ -53,6 +54,8 @@ class Controller:
             goes on meanwhile, but serves nothing newer until the call returns.
         pairs: makes pairs of plans; both sides as planned when left out.
         fail_fast: a pair that cannot be sampled ends the run; otherwise it is rejected, counted and replaced.
+        turn: the learner's on a device that it shares with the generators, which must have served what was
+            published before.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class Controller:
         fail_fast: bool = False,
         clock: Callable[[], float] = time.monotonic,
         pairs: PairSource | None = None,
+        turn: Turn = own_device,
     ) -> None:
         self._ports = ports
+        self._turn = turn
         self._schedule = schedule
         self._budget = budget
         self._step = start_step
@@ -152,36 +157,45 @@ class Controller:
             batch = await self._wait_for_batch()
             if batch is None:
                 break
-            step = self._step + 1
-            taken = self._clock()
-            result = await self._ports.learner.train_step(step, batch.items)
-            trained = self._clock()
-            if batch.is_last_use:
-                await self._ports.store.mark_trained(step, [item.pair_id for item in batch.items])
-            if batch.is_first_use:
-                self._budget.count(batch.items)
-            update = await self._push(step) if batch.publishes else None
-            self._step = step
-            await self._after_step(
-                StepReport(
-                    result=result,
-                    batch=batch.items,
-                    ages=[step - 1 - item.pair.min_policy_version for item in batch.items],
-                    wait_seconds=taken - started,
-                    train_seconds=trained - taken,
-                    push_seconds=self._clock() - trained,
-                    sync_seconds=self._sync_seconds,
-                    in_flight=self.gate.in_flight,
-                    is_first_use=batch.is_first_use,
-                    spent=self._budget.spent,
-                )
-            )
+            if self._turn is not own_device:
+                # Whoever waits inside a turn for what is served in another's waits for ever.
+                await self._pushed.join()
+            async with self._turn():
+                update = await self._take_step(batch, started)
             if batch.publishes:
-                self._serve(step, update, slots=batch.slots)
+                self._serve(self._step, update, slots=batch.slots)
         if self._served < self._step and not self._stop:
             # The run ends within a round: what is evaluated is what was trained.
             self._serve(self._step, await self._push(self._step), slots=0)
         await self._pushed.join()
+
+    async def _take_step(self, batch: TrainingBatch, started: float) -> Any:
+        """Train on ``batch``, for which the loop has waited since ``started``; returns what was pushed, if anything."""
+        step = self._step + 1
+        taken = self._clock()
+        result = await self._ports.learner.train_step(step, batch.items)
+        trained = self._clock()
+        if batch.is_last_use:
+            await self._ports.store.mark_trained(step, [item.pair_id for item in batch.items])
+        if batch.is_first_use:
+            self._budget.count(batch.items)
+        update = await self._push(step) if batch.publishes else None
+        self._step = step
+        await self._after_step(
+            StepReport(
+                result=result,
+                batch=batch.items,
+                ages=[step - 1 - item.pair.min_policy_version for item in batch.items],
+                wait_seconds=taken - started,
+                train_seconds=trained - taken,
+                push_seconds=self._clock() - trained,
+                sync_seconds=self._sync_seconds,
+                in_flight=self.gate.in_flight,
+                is_first_use=batch.is_first_use,
+                spent=self._budget.spent,
+            )
+        )
+        return update
 
     async def _push(self, step: int) -> Any:
         await self._pushed.join()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
 from pilaf_ray.errors import RoleLostError, WeightSyncError
+from pilaf_ray.pipeline.turns import Turn, own_device
 
 Update = TypeVar("Update")
 T = TypeVar("T")
@@ -24,6 +25,8 @@ class WeightSync(Generic[Update]):
         recover: what becomes of a generator that failed to pull; None to raise its error.
         probe: checks behaviour after the pull against what the push returned, or None.
         deadline_seconds: for each phase.
+        push_turn: the learner's on a device that it shares with the generators.
+        serve_turn: the generators' on it.
     """
 
     def __init__(
@@ -35,6 +38,8 @@ class WeightSync(Generic[Update]):
         deadline_seconds: float,
         announce: Callable[[Update], None] | None = None,
         recover: Callable[[int, Update, Exception], Awaitable[None]] | None = None,
+        push_turn: Turn = own_device,
+        serve_turn: Turn = own_device,
     ) -> None:
         self._push = push
         self._announce = announce
@@ -42,18 +47,21 @@ class WeightSync(Generic[Update]):
         self._recover = recover
         self._probe = probe
         self._deadline = deadline_seconds
+        self._push_turn, self._serve_turn = push_turn, serve_turn
 
     async def push(self, version: int) -> Update:
         """Publish ``version``; on return the learner may go on. Raises WeightSyncError."""
-        return await self._within("push from the policy learner", version, self._push(version))
+        async with self._push_turn():
+            return await self._within("push from the policy learner", version, self._push(version))
 
     async def serve(self, version: int, update: Update) -> None:
         """On return every generator samples with ``version``; raises WeightSyncError."""
         if self._announce is not None:
             self._announce(update)
-        await self._pull_everywhere(version, update)
-        if self._probe is not None:
-            await self._within("probe after the update", version, self._probe(version, update))
+        async with self._serve_turn():
+            await self._pull_everywhere(version, update)
+            if self._probe is not None:
+                await self._within("probe after the update", version, self._probe(version, update))
 
     async def _pull_everywhere(self, version: int, update: Update) -> None:
         """All generators at once; the first failure ends the other pulls before it is raised."""

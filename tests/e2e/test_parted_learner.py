@@ -60,7 +60,8 @@ def train(place: dict[str, Any], model: Path, out: Path, variant: dict[str, Any]
         "logprob_chunk_tokens": 4,
         "dump_folder": out,
     }
-    learner = PolicyLearner(**place, **settings | variant)
+    rests = variant.get("rests", False)
+    learner = PolicyLearner(**place, **settings | {key: value for key, value in variant.items() if key != "rests"})
     engine, take_step = learner._engine, learner._engine.step
     gradients: list[dict[str, Tensor]] = []
     kept_twice: list[int] = []
@@ -73,10 +74,25 @@ def train(place: dict[str, Any], model: Path, out: Path, variant: dict[str, Any]
         return take_step()
 
     engine.step = noted  # type: ignore[method-assign]
-    steps = [learner.train_step(number, batch()) for number in range(1, STEPS + 1)]
+    steps = []
+    for number in range(1, STEPS + 1):
+        if rests:
+            learner.rest()
+            require_empty(engine)
+            learner.resume()
+        steps.append(learner.train_step(number, batch()))
     weights = {name: tensor.clone() for name, tensor in engine.named_weights()}
     losses, norms = [s.loss for s in steps], [s.metrics["grad_norm"] for s in steps]
     return Training(losses, norms, gradients[0], weights, kept_twice[0])
+
+
+def require_empty(engine: Any) -> None:
+    """No weight, no part of one and no state of the optimiser has memory of its own on the device."""
+    states = engine._engine.optimizer.state.values()
+    tensors = [tensor for state in states for tensor in state.values() if isinstance(tensor, Tensor)]
+    for parameter in engine.network.parameters():
+        tensors += [parameter.data, getattr(parameter, "ds_tensor", parameter.data)]
+    assert all(tensor.untyped_storage().nbytes() == 0 for tensor in tensors)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +195,25 @@ def test_training_adapters_of_four_bits(name: str, four: RankProcesses, alone: R
     expected = alone.run(train, folder / "base", folder, {"lora": LORA})[0]
     spread = {"model": {}, "base": {"zero_stage": 2, "sequence_parallel": 2}}[name]
     require_same(four.run(train, folder / name, folder, {"lora": QLORA, **spread}), expected)
+
+
+RESTING: dict[str, dict[str, Any]] = {
+    "zero0": {"zero_stage": 0},
+    "zero1": {"zero_stage": 1},
+    "zero2": {"zero_stage": 2},
+    "zero3": {"zero_stage": 3},
+    "zero2-on-host": {"zero_stage": 2, "offload": ON_HOST},
+}
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_a_learner_that_rests_between_steps_trains_as_ever(name: str, alone: RankProcesses, folder: Path) -> None:
+    """To the last bit: memory goes and comes, numbers do not change."""
+    straight, resting = (
+        alone.run(train, folder / "model", folder, RESTING[name] | more)[0] for more in ({}, {"rests": True})
+    )
+    assert (resting.losses, resting.norms) == (straight.losses, straight.norms)
+    assert gap(resting.weights, straight.weights) == 0
 
 
 def builds(_: dict[str, Any]) -> bool:

@@ -79,6 +79,27 @@ def test_a_rule_on_disagreement_needs_heads_that_can() -> None:
     assert load_config(QUICKSTART, [f"{mixture}}}", overrides[1]]).reward_model is None
 
 
+def test_turns_that_cannot_be_taken_are_one_line() -> None:
+    shared = "resources={turns: true, generator: {colocate: g}, learner: {colocate: g}}"
+    assert load_config(QUICKSTART, [shared]).resources.turns
+    for overrides, message in (
+        (["resources.turns=true"], "give resources.generator and resources.learner the same colocate"),
+        ([shared, "resources.learner.colocate=other"], "give resources.generator and resources.learner the same"),
+        (
+            [shared, "learner.zero_stage=3", "learner.offload={optimizer: nvme, nvme_path: /tmp}"],
+            "resources.turns moves the learner to the host",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_config(QUICKSTART, overrides)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"cannot serve algorithm\.type: rloo, whose steps wait for rollouts"):
+        load_config(ROOT / "configs" / "rlhf-rloo.yaml", [shared])
+    on_gpus = "resources={turns: true, generator: {gpus: 1, colocate: g}, learner: {gpus: 1, colocate: g}}"
+    with pytest.raises(ConfigError, match=r"resources\.turns has them share: set weights\.transport: gloo"):
+        load_config(QUICKSTART, [on_gpus, "weights.transport=nccl"])
+
+
 def test_missing_file_is_said() -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         load_config(Path("nowhere.yaml"))

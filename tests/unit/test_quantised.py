@@ -1,9 +1,12 @@
 """A base of 4 bits: what it stands for, by hand; the same for everyone who computes with it."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -11,8 +14,8 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines import quantised
 from pilaf_ray.engines.quantised import dequantised, load_quantised, require_bitsandbytes, write_base
-from pilaf_ray.errors import ConfigError
-from pilaf_ray.quantised_run import with_quantised_base
+from pilaf_ray.errors import ConfigError, ModelError
+from pilaf_ray.quantised_run import model_fingerprint, require_same_start, with_quantised_base, write_run_base
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 QLORA = "model.lora={rank: 4, alpha: 8, quantise: nf4}"
@@ -82,6 +85,69 @@ def test_a_base_that_is_there_stays(models: tuple[Path, Path]) -> None:
     before = (models[1] / "model.safetensors").stat().st_mtime_ns
     write_base("nowhere", models[1])
     assert (models[1] / "model.safetensors").stat().st_mtime_ns == before
+
+
+def resume(run: Path, start: Path) -> None:
+    """What a run does before it loads anything."""
+    config = with_quantised_base(load_config(TINY, [QLORA, f"model.policy={start}"]), run)
+    require_same_start(config, start=str(start))
+    write_run_base(config, start=str(start), console=Console(quiet=True))
+
+
+@pytest.fixture
+def run(models: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A run that has made its base."""
+    (tmp_path / "run").mkdir()
+    resume(tmp_path / "run", models[0])
+    return tmp_path / "run"
+
+
+def test_another_model_does_not_go_on_with_this_ones_base(run: Path, models: tuple[Path, Path], tmp_path: Path) -> None:
+    other = make_tiny_llama(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError) as refused:
+        resume(run, other)
+    assert str(refused.value) == (
+        f"model.policy: '{other}' is not the model that this run's base of 4 bits was made of ('{models[0]}' then): "
+        "put that one back, or start a new run"
+    )
+    # The base is written anew where a copy of the run is fetched to another machine, and must be the same.
+    shutil.rmtree(run / "base")
+    with pytest.raises(ModelError, match="is not the model that this run's base"):
+        resume(run, other)
+    resume(run, models[0])
+    assert load_file(run / "base" / "model.safetensors").keys() == load_file(other / "model.safetensors").keys()
+
+
+def test_a_run_that_moved_goes_on(run: Path, models: tuple[Path, Path], tmp_path: Path) -> None:
+    moved = run.rename(tmp_path / "elsewhere")
+    before = (moved / "base" / "model.safetensors").stat().st_mtime_ns
+    model = Path(shutil.copytree(models[0], tmp_path / "model, copied"))
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**described, "transformers_version": "9.9"}))
+    resume(moved, model)
+    # With the base itself, as the configuration saved in the run's folder names it.
+    resume(moved, moved / "base")
+    assert (moved / "base" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_models_are_told_apart_by_settings_and_weights(models: tuple[Path, Path], tmp_path: Path) -> None:
+    def fingerprint() -> str:
+        return model_fingerprint(str(model))
+
+    model = Path(shutil.copytree(models[0], tmp_path / "model"))
+    same = model_fingerprint(str(models[0]))
+    assert fingerprint() == same != model_fingerprint(str(models[1]))
+    (model / "training_args.bin").write_bytes(b"no weights")
+    assert fingerprint() == same
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**described, "rms_norm_eps": 1e-3}))
+    assert fingerprint() != same
+    (model / "config.json").write_text(json.dumps(described))
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert fingerprint() != same
+    assert model_fingerprint("someone/model") != model_fingerprint("someone/other")
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,3 +86,24 @@ def test_whole_weights_in_host_memory_are_counted_once_a_group() -> None:
         )
         found = memory_shortfalls(config, role_memory(config), plan_on(config, planned_nodes(config)))
         assert (found == ()) is fits, found
+
+
+def test_roles_that_take_turns_need_the_room_of_the_larger_one() -> None:
+    """On one GPU for each pair of a generator and a rank; what rests is on the host."""
+    shared = "resources={generator: {gpus: 1, colocate: g}, learner: {gpus: 1, colocate: g}, reference: {gpus: 1}"
+    shared += ", oracle: {gpus: 1}, nodes: [{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 80}]"
+    path, settings = (
+        ROOT / "configs" / "sizing-7b.yaml",
+        ["learner.ranks=4", "generation.replicas=4", "weights.transport=gloo"],
+    )
+    beside, in_turns = (load_config(path, [*settings, f"{shared}, turns: {turns}}}"]) for turns in ("false", "true"))
+    plan = plan_on(beside, planned_nodes(beside))
+    (too_much,) = memory_shortfalls(beside, role_memory(beside), plan)
+    assert "generator and learner would take 110 GiB of a GPU that has 80" in too_much
+    assert too_much.endswith("or let generator and learner take turns (resources.turns)")
+    assert memory_shortfalls(in_turns, role_memory(in_turns), plan) == ()
+    for before, after in zip(role_memory(beside), role_memory(in_turns), strict=True):
+        states = dict(after.host).get("at rest", 0.0)
+        assert after.device == before.device and after.host_bytes == before.host_bytes + states
+        # Two halves in bfloat16; of a rank, weights in bfloat16 and a quarter of the rest (ZeRO-2 or 3).
+        assert (states > 12 * 2**30) is (after.role in ("generator", "learner")), (after.role, states / 2**30)
