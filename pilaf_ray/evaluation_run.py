@@ -16,7 +16,8 @@ from rich.table import Table
 
 from pilaf_ray import build
 from pilaf_ray.actors.cluster import ray_cluster
-from pilaf_ray.actors.handles import GeneratorPool, OraclePool, ReferencePool
+from pilaf_ray.actors.generators import GeneratorPool
+from pilaf_ray.actors.handles import OraclePool, ReferencePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import ArgmaxRuleConfig, ScoringOracleConfig

@@ -1,6 +1,6 @@
 """What Ray says about the places of generators, for :mod:`pilaf_ray.pipeline.node_following`."""
 
-from pilaf_ray.actors.handles import GeneratorPool
+from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, draining_nodes
 from pilaf_ray.pipeline.node_following import ClusterView, room_for
 

@@ -12,10 +12,12 @@ from ray.exceptions import ActorAlreadyExistsError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pilaf_ray.actors.calls import call, end_actor
-from pilaf_ray.actors.handles import GeneratorPool, OraclePool, ReferencePool, Spawn, StoreHandle
+from pilaf_ray.actors.generators import GeneratorPool
+from pilaf_ray.actors.handles import OraclePool, ReferencePool, StoreHandle
 from pilaf_ray.actors.learner_group import LearnerGroup, RewardGroup, StartGroup
 from pilaf_ray.actors.people import PeoplePool
 from pilaf_ray.actors.placement import Reservations
+from pilaf_ray.actors.replica_handles import Spawn
 from pilaf_ray.actors.roles import (
     GeneratorActor,
     LearnerActor,

@@ -1,6 +1,6 @@
 """What the pipeline may ask of each role.
 
-The controller and its helpers know these protocols only. ``pilaf_ray/actors/handles.py`` turns
+The controller and its helpers know these protocols only. ``pilaf_ray/actors/handles.py`` and its neighbours turn
 Ray actor handles into them; tests implement them by hand. Every call is
 awaitable and may fail with a :class:`~pilaf_ray.errors.PilafError`. The adapters replace what
 is lost and repeat its work; a PoisonPairError names work that no replica survives. So that it can, a

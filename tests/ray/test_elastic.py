@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.elastic import view_cluster
-from pilaf_ray.actors.handles import GeneratorPool
+from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.placement import Reservations, cluster_nodes
 from pilaf_ray.pipeline.node_following import NodeFollower
 from pilaf_ray.pipeline.supervision import SupervisionPolicy

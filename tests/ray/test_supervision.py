@@ -16,7 +16,8 @@ from pairs import label, pair, plan, reference
 
 from pilaf_ray.actors.calls import RoleDiedError, call
 from pilaf_ray.actors.cluster import ray_cluster
-from pilaf_ray.actors.handles import GeneratorPool, OraclePool
+from pilaf_ray.actors.generators import GeneratorPool
+from pilaf_ray.actors.handles import OraclePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.actors.roles import _Generator

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from pilaf_ray.actors.cluster import ray_cluster
-from pilaf_ray.actors.handles import GeneratorPool
+from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.errors import RoleLostError
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
