@@ -17,6 +17,7 @@ import math
 import os
 import random
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,7 +130,11 @@ def variant_settings(
     trl_pairs: int,
 ) -> dict[str, dict[str, Any]]:
     """What each variant is told; TRL's come from ours."""
-    ours = learner_arguments(config, inputs, RunFolder(path=folder, attempt=1)) | {
+    given = learner_arguments(config, inputs, RunFolder(path=folder, attempt=1))
+    if given["lora"] is not None:
+        raise SystemExit("model.lora: TRL trains all weights here")
+    ours = given | {
+        "offload": asdict(given["offload"]),
         "world_size": 1,
         "lr_schedule": "constant",
         "warmup_steps": 0,

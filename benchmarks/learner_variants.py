@@ -68,6 +68,7 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
 
     from pilaf_ray.engines.learner import PolicyLearner
     from pilaf_ray.engines.rendezvous import free_address
+    from pilaf_ray.engines.zero_options import OffloadSettings
 
     turns.libraries_are_loaded()
     address, port = free_address()
@@ -77,6 +78,7 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
         master_port=port,
         dump_folder=Path(arguments.pop("dump_folder")),
         betas=tuple(arguments.pop("betas")),
+        offload=OffloadSettings(**arguments.pop("offload")),
         **arguments,
     )
     items = [

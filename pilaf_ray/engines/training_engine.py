@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.engines.direct_gradients import add_gradients_directly
+from pilaf_ray.engines.heap import give_back
 from pilaf_ray.engines.learner_setup import make_engine
 from pilaf_ray.engines.other_ranks import TAG, loading_universal, rng_file, saved_ranks, universal_form
 from pilaf_ray.engines.scoring import write_hf_folder
@@ -116,6 +117,12 @@ class TrainingEngine(ABC):
         With a norm that is not finite no weight has changed under ZeRO, and without it none
         when the caller refuses: call :meth:`all_finite` and raise.
         """
+        norm = self._step()
+        if self.device.type == "cpu":
+            give_back()
+        return norm
+
+    def _step(self) -> Tensor:
         if self._zero_stage == 0:
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
