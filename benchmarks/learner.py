@@ -14,17 +14,26 @@ the model was loaded (the interpreter and its libraries).
 
 import json
 import math
+import os
 import random
-import statistics
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.arithmetic import PairLengths, TrainedMatrices, spread, step_flops
+from benchmarks.arithmetic import PairLengths, TrainedMatrices
+from benchmarks.learner_rows import (
+    PEAK,
+    ROWS,
+    Answers,
+    check_same_batch,
+    print_table,
+    product_rates,
+    ratios,
+    summarize,
+)
 from benchmarks.machine import machine
 from benchmarks.workers import Worker
 from pilaf_ray.actors.launch import CPU_ALLOCATOR
@@ -34,16 +43,6 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.types import Prompt
-
-ROWS = {
-    "pilaf_ray": "pilaf_ray",
-    "trl": "TRL DPOTrainer",
-    "trl, our allocator": "TRL DPOTrainer, glibc told what ours is told",
-    "forward_backward": "Hugging Face forward and backward alone",
-}
-PEAK = "matrix_products"
-
-Answers = dict[str, list[dict[str, Any]]]
 
 
 def make_batch(
@@ -131,7 +130,11 @@ def variant_settings(
     trl_pairs: int,
 ) -> dict[str, dict[str, Any]]:
     """What each variant is told; TRL's come from ours."""
-    ours = learner_arguments(config, inputs, RunFolder(path=folder, attempt=1)) | {
+    given = learner_arguments(config, inputs, RunFolder(path=folder, attempt=1))
+    if given["lora"] is not None:
+        raise SystemExit("model.lora: TRL trains all weights here")
+    ours = given | {
+        "offload": asdict(given["offload"]),
         "world_size": 1,
         "lr_schedule": "constant",
         "warmup_steps": 0,
@@ -146,104 +149,6 @@ def variant_settings(
     return {"pilaf_ray": ours, "trl": trl, "forward_backward": bare, PEAK: products}
 
 
-def product_rates(answers: Answers) -> dict[str, float]:
-    """Operations a second by shape, where they were measured."""
-    runs = [answer["flops_per_second"] for answer in answers.get(PEAK, [])[1:]]
-    return {shape: statistics.median(run[shape] for run in runs) for shape in (runs[0] if runs else ())}
-
-
-def summarize(
-    answers: Answers, matrices: TrainedMatrices, lengths: list[PairLengths], *, shared: bool
-) -> list[dict[str, Any]]:
-    """One row a learner; the first, untimed step is left out of everything but the loss and the memory."""
-    tokens = sum(pair.sequences for pair in lengths)
-    best = max(product_rates(answers).values(), default=None)
-    rows = []
-    for name in ROWS:
-        if name not in answers:
-            continue
-        runs = answers[name]
-        seconds = [run["seconds"] for run in runs[1:]]
-        flops = step_flops(
-            matrices,
-            lengths,
-            shared_prompts=shared and name == "pilaf_ray",
-            head_on_prompts=name == "forward_backward",
-        )
-        rows.append(
-            {
-                "learner": name,
-                "first_loss": runs[0]["loss"],
-                "seconds": seconds,
-                "spread": spread(seconds),
-                "tokens_per_second": tokens / statistics.median(seconds),
-                "flops": flops,
-                "of_matmul_peak": flops / statistics.median(seconds) / best if best else None,
-                "peak_mib": runs[-1]["peak_mib"],
-                "before_model_mib": runs[-1]["before_model_mib"],
-                "threads": runs[-1]["threads"],
-            }
-        )
-    return rows
-
-
-def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Ours over each other learner: tokens/s, and peak memory with and without what libraries take."""
-    by_name = {row["learner"]: row for row in rows}
-    ours = by_name.get("pilaf_ray")
-    if ours is None:
-        return {}
-
-    def own(row: dict[str, Any]) -> float:
-        return float(row["peak_mib"] - row["before_model_mib"])
-
-    return {
-        name: {
-            "tokens_per_second": ours["tokens_per_second"] / row["tokens_per_second"],
-            "peak_memory": ours["peak_mib"] / row["peak_mib"],
-            "peak_memory_without_libraries": own(ours) / own(row),
-        }
-        for name, row in by_name.items()
-        if name != "pilaf_ray"
-    }
-
-
-def check_same_batch(rows: list[dict[str, Any]], *, tolerance: float) -> None:
-    """Both DPO learners must see one loss before their first update, or they were not given the same batch."""
-    losses = {row["learner"]: row["first_loss"] for row in rows if row["learner"] != "forward_backward"}
-    if max(losses.values(), default=0.0) - min(losses.values(), default=0.0) > tolerance:
-        raise SystemExit(f"the learners start with different losses, so this compares nothing: {losses}")
-
-
-def print_table(rows: list[dict[str, Any]], found: dict[str, dict[str, float]], products: dict[str, float]) -> None:
-    table = Table()
-    heads = ("learner", "tokens/s", "s a step", "spread", "of matmul peak", "peak MiB", "of it libraries", "first loss")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "learner" else "right")
-    for row in rows:
-        share = row["of_matmul_peak"]
-        table.add_row(
-            ROWS[row["learner"]],
-            f"{row['tokens_per_second']:.0f}",
-            f"{statistics.median(row['seconds']):.2f}",
-            f"{row['spread']:.0%}",
-            "" if share is None else f"{share:.0%}",
-            f"{row['peak_mib']:.0f}",
-            f"{row['before_model_mib']:.0f}",
-            f"{row['first_loss']:.4f}" if row["first_loss"] is not None else "",
-        )
-    console = Console(stderr=True, width=130)
-    console.print(table)
-    for name, values in found.items():
-        console.print(
-            f"pilaf_ray over {ROWS[name]}: {values['tokens_per_second']:.2f} of the tokens/s, "
-            f"{values['peak_memory']:.2f} of the peak memory "
-            f"({values['peak_memory_without_libraries']:.2f} without libraries)"
-        )
-    for shape, rate in products.items():
-        console.print(f"torch.mm {shape}: {rate / 1e9:.1f} GFLOP/s")
-
-
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
@@ -253,6 +158,7 @@ def main(
     shortest: Annotated[float, typer.Option(help="Shortest response, as a share of max_new_tokens.")] = 1.0,
     trl_pairs: Annotated[int, typer.Option(help="Pairs of one of TRL's forwards; 0: all of them.")] = 0,
     without: Annotated[list[str] | None, typer.Option(help="A learner to leave out; may be repeated.")] = None,
+    results: Annotated[Path | None, typer.Option(help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print a table and one line of JSON."""
     config = load_config(config_path, overrides or [])
@@ -274,6 +180,7 @@ def main(
     lengths = [PairLengths(prompt=len(row["prompt"]), a=len(row["a"]), b=len(row["b"])) for row in batch]
     rows_of_peak = min(config.learner.micro_batch_tokens, sum(pair.sequences for pair in lengths))
     products = [(rows_of_peak, width, out) for width, out in shapes]
+    load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         settings = variant_settings(config, inputs, Path(folder), threads=cores, shapes=products, trl_pairs=trl_pairs)
         workers = start_workers(settings, batch, threads=cores, without=set(without or []))
@@ -290,9 +197,13 @@ def main(
         "tokens": sum(pair.sequences for pair in lengths),
         "matrices": {"layers": matrices.layers, "head": matrices.head},
         "repetitions": repetitions,
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "learner": config.learner.model_dump(mode="json"),
     }
     result = {"machine": machine(), **described, "results": rows, "ours_over": found, "torch_mm": peaks}
     print(json.dumps(result))
+    if results is not None:
+        results.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

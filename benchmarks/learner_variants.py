@@ -68,6 +68,7 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
 
     from pilaf_ray.engines.learner import PolicyLearner
     from pilaf_ray.engines.rendezvous import free_address
+    from pilaf_ray.engines.zero_options import OffloadSettings
 
     turns.libraries_are_loaded()
     address, port = free_address()
@@ -77,6 +78,7 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
         master_port=port,
         dump_folder=Path(arguments.pop("dump_folder")),
         betas=tuple(arguments.pop("betas")),
+        offload=OffloadSettings(**arguments.pop("offload")),
         **arguments,
     )
     items = [
@@ -97,8 +99,8 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
 def trl(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
     """TRL's DPOTrainer: its own training loop, which is made to wait between its steps."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOTrainer
 
     turns.libraries_are_loaded()
 
@@ -116,51 +118,7 @@ def trl(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
             seen.append(float(loss[0] if isinstance(loss, tuple) else loss))
             return loss
 
-    class OnDemand(TrainerCallback):  # type: ignore[misc]
-        """One step a command."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            turns.model_is_ready()
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if not turns.wait():
-                raise SystemExit
-            seen.clear()
-            self._started = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds = time.perf_counter() - self._started
-            turns.done(seconds, sum(seen) / len(seen))
-
     seen: list[float] = []
-    bfloat16 = arguments["precision"] == "bfloat16"
-    pairs = arguments["pairs_per_forward"] or len(batch)
-    settings = DPOConfig(
-        output_dir="/tmp/trl-dpo",
-        max_steps=10**9,
-        per_device_train_batch_size=pairs,
-        gradient_accumulation_steps=-(-len(batch) // pairs),
-        precompute_ref_log_probs=True,
-        loss_type=["sigmoid"],
-        beta=arguments["beta"],
-        learning_rate=arguments["learning_rate"],
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        adam_beta1=arguments["betas"][0],
-        adam_beta2=arguments["betas"][1],
-        weight_decay=arguments["weight_decay"],
-        max_grad_norm=arguments["max_grad_norm"],
-        max_length=None,
-        # Weights in float32 and products in bfloat16, as DeepSpeed has them.
-        bf16=bfloat16,
-        gradient_checkpointing=arguments["gradient_checkpointing"],
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        report_to=[],
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
     rows = [
         {
             "prompt_ids": row["prompt"],
@@ -173,12 +131,67 @@ def trl(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
     ]
     trainer = GivenTokens(
         AutoModelForCausalLM.from_pretrained(arguments["model_path"], dtype=torch.float32),
-        args=settings,
+        args=_trl_settings(arguments, pairs=len(batch)),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(arguments["model_path"]),
-        callbacks=[OnDemand()],
+        callbacks=[_on_demand(turns, seen)],
     )
     trainer.train()
+
+
+def _on_demand(turns: Turns, losses: list[float]) -> Any:
+    """A callback that lets TRL take one step a command; ``losses`` gets those of a step's forwards."""
+    from transformers import TrainerCallback
+
+    class OnDemand(TrainerCallback):  # type: ignore[misc]
+        """Waits before each step, answers after it."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            turns.model_is_ready()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not turns.wait():
+                raise SystemExit
+            losses.clear()
+            self._started = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            turns.done(time.perf_counter() - self._started, sum(losses) / len(losses))
+
+    return OnDemand()
+
+
+def _trl_settings(arguments: dict[str, Any], *, pairs: int) -> Any:
+    """TRL's configuration of the learner that ``arguments`` describe, for a batch of ``pairs``."""
+    from trl import DPOConfig
+
+    at_once = arguments["pairs_per_forward"] or pairs
+    return DPOConfig(
+        output_dir="/tmp/trl-dpo",
+        max_steps=10**9,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=-(-pairs // at_once),
+        precompute_ref_log_probs=True,
+        loss_type=["sigmoid"],
+        beta=arguments["beta"],
+        learning_rate=arguments["learning_rate"],
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        adam_beta1=arguments["betas"][0],
+        adam_beta2=arguments["betas"][1],
+        weight_decay=arguments["weight_decay"],
+        max_grad_norm=arguments["max_grad_norm"],
+        max_length=None,
+        # Weights in float32 and products in bfloat16, as DeepSpeed has them.
+        bf16=arguments["precision"] == "bfloat16",
+        gradient_checkpointing=arguments["gradient_checkpointing"],
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        report_to=[],
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
 
 
 def forward_backward(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class LearnerSection(Section):
     sequence_parallel: int = Field(default=1, ge=1)
     """So many ranks compute the same rows together, each a part of them (Ulysses); the rest is data-parallel."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage; on one rank in fp32, 0 takes the least memory and time."""
     hybrid_ranks: int = Field(default=1, ge=1)
     """ZeRO-3: so many neighbours, e.g. a node's, keep weights among themselves for the backward; 1: all ranks do."""
     offload: OffloadSection = OffloadSection()

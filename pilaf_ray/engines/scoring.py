@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch, collate
+from pilaf_ray.engines.head_logprobs import head_logprobs, is_ordinary
 from pilaf_ray.engines.sequence_parallel import SequenceGroup
 from pilaf_ray.errors import ModelError
 from pilaf_ray.losses.logprobs import token_logprobs
@@ -46,8 +47,14 @@ class ScoringModel(nn.Module):
         """
         network: Any = self.network
         head = network.get_output_embeddings()
-        logits, own = head.forward, "forward" in vars(head)
-        head.forward = lambda states: token_logprobs(states, targets, logits, self._chunk_tokens)
+        logits, own, ordinary = head.forward, "forward" in vars(head), is_ordinary(head)
+
+        def score(states: Tensor) -> Tensor:
+            if ordinary:
+                return head_logprobs(states, targets, head, self._chunk_tokens)
+            return token_logprobs(states, targets, logits, self._chunk_tokens)
+
+        head.forward = score
         try:
             return head(rows)
         finally:

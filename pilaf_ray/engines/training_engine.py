@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import SequenceBatch
+from pilaf_ray.engines.direct_gradients import add_gradients_directly
+from pilaf_ray.engines.heap import give_back
 from pilaf_ray.engines.learner_setup import make_engine
 from pilaf_ray.engines.other_ranks import TAG, loading_universal, rng_file, saved_ranks, universal_form
 from pilaf_ray.engines.parked_states import ParkedStates
@@ -27,6 +29,7 @@ class TrainingEngine(ABC):
     Args:
         model: what is called; its attribute ``network`` is the Hugging Face model.
         precision: ``float32`` or ``bfloat16``, also of the weights that are handed out and saved.
+        max_grad_norm: what the norm of a step's gradient is cut to.
         sequence_parallel: so many neighbouring ranks take the same micro-batches, and each a part of their rows.
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
     """
@@ -42,15 +45,29 @@ class TrainingEngine(ABC):
         world_size: int,
         zero_stage: int,
         precision: str,
+        max_grad_norm: float,
         sequence_parallel: int = 1,
         **settings: Any,
     ) -> None:
         self.rank, self.world_size, self._zero_stage = rank, world_size, zero_stage
         self._together = sequence_parallel
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        # Without ZeRO and masters DeepSpeed leaves ``.grad`` to PyTorch; everywhere else it takes gradients from hooks.
+        self._plain = zero_stage == 0 and precision == "float32"
+        self._max_grad_norm = max_grad_norm
+        if self._plain:
+            add_gradients_directly(model)
         self._engine, self._schedule = make_engine(
-            model, zero_stage=zero_stage, precision=precision, accumulation=_ACCUMULATION, **settings
+            model,
+            zero_stage=zero_stage,
+            precision=precision,
+            accumulation=_ACCUMULATION,
+            # The norm is needed here in any case, and DeepSpeed would look at all gradients again.
+            max_grad_norm=0.0 if self._plain else max_grad_norm,
+            **settings,
         )
+        # On one rank without ZeRO it would copy all gradients to a buffer of their size, and back.
+        self._engine.enable_backward_allreduce = zero_stage > 0 or world_size > 1
         self._engine.eval()
         self._parked = ParkedStates(self._engine)
 
@@ -111,10 +128,18 @@ class TrainingEngine(ABC):
         With a norm that is not finite no weight has changed under ZeRO, and without it none
         when the caller refuses: call :meth:`all_finite` and raise.
         """
+        norm = self._step()
+        if self.device.type == "cpu":
+            give_back()
+        return norm
+
+    def _step(self) -> Tensor:
         if self._zero_stage == 0:
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if self.all_finite(norm):
+                if self._plain and norm > self._max_grad_norm:
+                    torch.nn.utils.clip_grads_with_norm_(self._engine.module.parameters(), self._max_grad_norm, norm)
                 self._engine.step()
                 self._schedule.step()
             return norm
