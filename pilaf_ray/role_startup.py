@@ -43,6 +43,8 @@ async def start_roles(
         "transport": config.weights.transport,
         "folder": str((folder.path / "weights").resolve()),
         "timeout_seconds": config.weights.deadline_seconds,
+        # Each worker of an engine fetches for itself.
+        "relay": config.generation.replicas * config.generation.tensor_parallel_size if config.weights.relay else 1,
     }
     location = ledger_location(folder.path, url=config.store.url)
     generation, scorer, resources = config.generation, config.scoring_oracle, config.resources

@@ -111,6 +111,11 @@ class WeightsSection(Section):
 
     auto is 0.05 in float32 and 0.5 in bfloat16, whose rounding alone moves single tokens by 0.2.
     """
+    relay: bool = False
+    """Generators pass weights on to each other (gloo, nccl), so that the learner sends them once.
+
+    A generator that dies meanwhile fails the transfer for all, and they read the shared folder.
+    """
     recompute_caches: bool = False
     """Whether responses under way are given fresh KV caches of new weights, or keep what the old ones left."""
 

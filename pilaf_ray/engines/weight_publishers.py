@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2 * 2**30
 KEPT_VERSIONS = 2
+GATHER_SECONDS = 1.0
+"""How long a row of receivers waits for those that have not come; they get a row of their own."""
 
 
 class WeightPublisher(Protocol):
@@ -51,12 +54,18 @@ class WeightPublisher(Protocol):
 
 
 def make_publisher(
-    *, transport: str, folder: Path | str | None = None, timeout_seconds: float = 120.0, host: str | None = None
+    *,
+    transport: str,
+    folder: Path | str | None = None,
+    timeout_seconds: float = 120.0,
+    host: str | None = None,
+    relay: int = 1,
 ) -> WeightPublisher:
     """The publisher of ``transport``: ``"filesystem"`` (needs ``folder``), ``"gloo"`` or ``"nccl"``.
 
     Args:
         host: where generators reach this process; what its node's name resolves to when left out.
+        relay: receivers that pass weights on to each other, over gloo or NCCL; 1: none does.
 
     Raises:
         ConfigError: the transport is unknown, or its folder is missing.
@@ -66,7 +75,7 @@ def make_publisher(
             raise ConfigError("weight transport 'filesystem' needs a folder that every generator can read")
         return FilesystemPublisher(folder)
     if transport in ("gloo", "nccl"):
-        return PeerPublisher(transport, host=host, timeout_seconds=timeout_seconds, fallback_folder=folder)
+        return PeerPublisher(transport, host=host, timeout_seconds=timeout_seconds, fallback_folder=folder, relay=relay)
     raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem', 'gloo' or 'nccl'")
 
 
@@ -174,8 +183,11 @@ def _sync(path: Path) -> None:
 class PeerPublisher:
     """Keeps the newest version in memory and sends it to each generator that asks, over ``gloo`` or ``nccl``.
 
-    Every receiver forms a pair with this process (:mod:`pilaf_ray.engines.weight_peers`), so a dead one
-    delays nobody for longer than its time-out.
+    Every receiver forms a row of its own with this process (:mod:`pilaf_ray.engines.weight_peers`), so a dead one
+    delays nobody. With ``relay`` those that come together stand in one row, and one that dies fails it for all.
+
+    Args:
+        relay: so many receivers are waited for, ``GATHER_SECONDS`` at most after the first; 1: each on its own.
     """
 
     def __init__(
@@ -185,7 +197,9 @@ class PeerPublisher:
         host: str | None = None,
         timeout_seconds: float = 120.0,
         fallback_folder: Path | str | None = None,
+        relay: int = 1,
     ) -> None:
+        self._relay = relay
         self._transport = transport
         self._host = host or own_address()
         self._timeout = timedelta(seconds=timeout_seconds)
@@ -242,29 +256,38 @@ class PeerPublisher:
             self._stop = None
 
     def _serve(self, store: "TCPStore", tensors: dict[str, "Tensor"], stop: threading.Event) -> None:
-        """Accept receivers one after another; each gets its own sending thread."""
-        served = 0
+        """Put receivers that have come into rows; each row gets its own sending thread."""
+        served = rows = 0
+        first: float | None = None
         senders: list[threading.Thread] = []
         while not stop.wait(0.01):
             joined = store.add("joined", 0)
-            for receiver in range(served + 1, joined + 1):
-                sender = threading.Thread(target=self._send, args=(store, receiver, tensors), daemon=True)
+            if joined == served:
+                continue
+            first = first or time.monotonic()
+            if joined - served < self._relay and time.monotonic() - first < GATHER_SECONDS:
+                continue
+            waiting, first = list(range(served + 1, joined + 1)), None
+            for row in [waiting] if self._relay > 1 else [[receiver] for receiver in waiting]:
+                sender = threading.Thread(target=self._send, args=(store, rows, row, tensors), daemon=True)
                 sender.start()
                 senders.append(sender)
+                rows += 1
             served = joined
         for sender in senders:
             sender.join()
 
-    def _send(self, store: "TCPStore", receiver: int, tensors: dict[str, "Tensor"]) -> None:
-        from pilaf_ray.engines.weight_peers import SENDER, buckets, connect, packed
+    def _send(self, store: "TCPStore", row: int, receivers: list[int], tensors: dict[str, "Tensor"]) -> None:
+        from pilaf_ray.engines.weight_peers import buckets, connect, line_up, packed
 
         try:
-            peer = connect(self._transport, store, receiver=receiver, rank=SENDER, timeout=self._timeout)
+            place = line_up(store, receivers, row=row)
+            peer = connect(self._transport, store, place=place, timeout=self._timeout)
             for bucket in buckets([(n, t.numel() * t.element_size()) for n, t in tensors.items()]):
                 peer.send(packed([tensors[name] for name in bucket]))
         except RuntimeError as error:
-            # The receiver reports its own failure; here it must only not stop the others.
-            logger.warning("weights were not sent to receiver %d: %s", receiver, error)
+            # The receivers report their own failure; here it must only not stop the others.
+            logger.warning("weights were not sent to receivers %s: %s", receivers, error)
 
 
 def _describe(name: str, tensor: "Tensor") -> dict[str, object]:

@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.lora import merge_stream
-from pilaf_ray.engines.weight_peers import RECEIVER, buckets, connect, join_store
+from pilaf_ray.engines.weight_peers import fetch
 from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import WeightSyncError
 
@@ -188,30 +188,14 @@ def _read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class PeerTransferEngine(PolicyTransferEngine):
-    """Receives from ``PeerPublisher`` over a pair, or from its folder where that failed."""
+    """Receives from ``PeerPublisher`` in a row of receivers, or from its folder where that failed."""
 
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
         if ticket.transport == "filesystem":
             return _read_folder(ticket)
-        timeout = timedelta(seconds=ticket.timeout_seconds)
         try:
-            store = join_store(ticket.location, timeout=timeout)
-            manifest: list[dict[str, Any]] = json.loads(store.get("manifest"))
-            receiver = store.add("joined", 1)
-            peer = connect(ticket.transport, store, receiver=receiver, rank=RECEIVER, timeout=timeout)
-            tensors = {
-                entry["name"]: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"])) for entry in manifest
-            }
-            sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-            for bucket in buckets(sizes.items()):
-                message = torch.empty(sum(sizes[name] for name in bucket), dtype=torch.uint8)
-                peer.receive(message)
-                parts = torch.split(message, [sizes[name] for name in bucket])
-                for name, part in zip(bucket, parts, strict=True):
-                    # Copied out: the loader keeps references until a layer is complete.
-                    tensors[name].view(-1).view(torch.uint8).copy_(part)
+            return fetch(ticket.transport, ticket.location, timeout=timedelta(seconds=ticket.timeout_seconds))
         except RuntimeError as error:
             raise WeightSyncError(
                 f"weights version {ticket.version} did not arrive from {ticket.location}: {error}"
             ) from error
-        return list(tensors.items())

@@ -10,7 +10,7 @@ import torch
 from torch.distributed import TCPStore
 
 from pilaf_ray.engines import weight_peers
-from pilaf_ray.engines.weight_peers import RECEIVER, SENDER, Peer, buckets, connect, join_store, packed
+from pilaf_ray.engines.weight_peers import Peer, buckets, connect, join_row, join_store, line_up, packed
 
 
 def test_buckets_keep_the_order_and_the_limit() -> None:
@@ -56,7 +56,7 @@ def test_two_receivers_of_one_store_get_their_own_messages_in_order() -> None:
     peers: list[Peer] = []
 
     def send(receiver: int) -> None:
-        peer = connect("gloo", store, receiver=receiver, rank=SENDER, timeout=timeout)
+        peer = connect("gloo", store, place=line_up(store, [receiver], row=receiver), timeout=timeout)
         peers.append(peer)
         for message in messages[receiver]:
             peer.send(message)
@@ -66,7 +66,7 @@ def test_two_receivers_of_one_store_get_their_own_messages_in_order() -> None:
         sender = threading.Thread(target=send, args=(receiver,))
         sender.start()
         client = TCPStore("127.0.0.1", store.port, None, is_master=False, timeout=timeout)
-        peer = connect("gloo", client, receiver=receiver, rank=RECEIVER, timeout=timeout)
+        peer = connect("gloo", client, place=join_row(client), timeout=timeout)
         peers.append(peer)
         for message in expected:
             arrived = torch.empty_like(message)
