@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the programs without which some tests are skipped: a browser, PostgreSQL, Prometheus, Slurm. Debian only.
+# Installs what some tests are skipped without: a browser, PostgreSQL, Prometheus, Slurm, libaio. Debian only.
 set -euo pipefail
-wanted=(chromium postgresql prometheus slurm-wlm munge)
+wanted=(chromium postgresql prometheus slurm-wlm munge libaio-dev)
 missing=()
 for package in "${wanted[@]}"; do
   dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")

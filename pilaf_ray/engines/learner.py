@@ -160,7 +160,7 @@ class PolicyLearner(LearnerRank):
     def rest(self) -> None:
         """Leave the device to others until :meth:`resume`."""
         freed = self._engine.rest()
-        logger.info("the learner rests: %d MiB left its device", freed / 2**20)
+        logger.info("the learner rests: %.1f MiB left its device", freed / 2**20)
 
     def resume(self) -> None:
         """Come back to the device, the same to the last bit."""

@@ -18,6 +18,7 @@ from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
+from pilaf_ray.pipeline.turns import Turn, own_device
 from pilaf_ray.sampling.candidates import choose_best_against_worst
 from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import (
@@ -133,6 +134,7 @@ def controller(
     plans: Callable[[int], PairPlan] = plan,
     fail_fast: bool = False,
     schedule: Schedule | None = None,
+    turn: Turn = own_device,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -154,6 +156,7 @@ def controller(
         unfinished=work,
         pairs=pairs,
         fail_fast=fail_fast,
+        turn=turn,
     )
 
 
