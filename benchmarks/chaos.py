@@ -1,8 +1,10 @@
 """Faults in a running job, and what became of it: `python -m benchmarks.chaos --minutes 20 --seed 1`.
 
 Starts a run, on the tiny model unless told otherwise, and kills (SIGKILL), stops (SIGSTOP, let go on after sixty
-seconds if it is still there), starves (the kernel kills it for want of memory, where control groups may be made) or
-breaks (an exception) one role after the other, each at the moment at which some role begins a certain piece of work.
+seconds if it is still there), starves (the kernel kills it for want of memory, where control groups may be made),
+breaks (an exception), slows (a tenth of the time is left to it, for twenty seconds) or cuts off (its TCP connections
+are destroyed) one role after the other, each at the moment at which some role begins a certain piece of work. With
+``--disk-mib 3000`` the run has a small disk of its own, which is filled now and again.
 Faults that earlier runs have met least often come first. A fault is over when the role is back and a further step is
 done; the ledger is read then. At the end the harness asks the run to stop, resumes it for two more steps and checks
 the whole: no step missing or twice, batches complete, labels neither lost nor doubled, the ledger adds up.
@@ -17,6 +19,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +28,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.chaos_books import Books, read_books
+from benchmarks.chaos_disk import fill_the_disk
 from benchmarks.chaos_faults import (
     ALONE,
     TRAP_SECONDS,
@@ -37,10 +41,13 @@ from benchmarks.chaos_faults import (
     free_roles,
     inject,
 )
-from benchmarks.chaos_job import ROOT, Fault, Job, leave_nothing_behind
+from benchmarks.chaos_job import MOMENTS, ROOT, Fault, Job, leave_nothing_behind
 from benchmarks.machine import machine
+from benchmarks.small_disk import small_disk
 
 RESULTS = ROOT / "docs/results/chaos"
+FULL_DISK_SHARE = 0.1
+"""Of the faults of a run on a small disk."""
 START_SECONDS = 900.0
 """For the first steps: where DeepSpeed's operators are not built yet, that takes minutes."""
 
@@ -56,6 +63,7 @@ def run_chaos(
     every: float = 0.0,
     patience: float = 240.0,
     met: Sequence[dict[str, Any]] = (),
+    fills_disk: bool = False,
     note: Note = lambda _outcome: None,
 ) -> list[Outcome]:
     """Inject ``plan``, or faults that ``met`` has least often, for ``seconds``; then stop, resume and end.
@@ -63,9 +71,10 @@ def run_chaos(
     Args:
         every: seconds from one fault to the next, at least; a plan's come one after the other.
         patience: seconds until a run that is not past a fault counts as lost; it is then ended and resumed.
+        fills_disk: also fill the disk of the run's folder, which must be a small one.
         note: told of each outcome.
     """
-    storm = _Storm(job, random.Random(seed), count_cells(met), patience=patience, note=note)
+    storm = _Storm(job, random.Random(seed), count_cells(met), patience=patience, fills_disk=fills_disk, note=note)
     job.start("run.max_steps=1000000")
     job.wait(lambda: job.last_step() >= 2 or not job.runs(), START_SECONDS)
     started = time.monotonic()
@@ -88,15 +97,21 @@ def run_chaos(
 class _Storm:
     """Faults that have struck a run, and those that it is not past yet."""
 
-    def __init__(self, job: Job, draw: random.Random, counts: Counter[Cell], *, patience: float, note: Note) -> None:
+    def __init__(
+        self, job: Job, draw: random.Random, counts: Counter[Cell], *, patience: float, fills_disk: bool, note: Note
+    ) -> None:
         self._job, self._draw, self._counts = job, draw, counts
-        self._patience, self._note = patience, note
+        self._patience, self._fills_disk, self._note = patience, fills_disk, note
         self._pending: list[Aftermath] = []
         self.outcomes: list[Outcome] = []
 
     def next(self) -> None:
         """One more fault, to a role whose loss can be told from those that the run is not past yet; or a short wait."""
         self.look()
+        if self._fills_disk and self._draw.random() < FULL_DISK_SHARE:
+            self.settle()
+            self.fill_disk()
+            return
         roles = self._job.roles()
         fault = choose(self._draw, roles, self._counts)
         free = free_roles(roles, [aftermath.fault.role for aftermath in self._pending])
@@ -117,6 +132,15 @@ class _Storm:
         self._counts[cell(fault)] += 1
         if aftermath is not None:
             self._pending.append(aftermath)
+
+    def fill_disk(self) -> None:
+        """Fill the run's disk and make room again."""
+        outcome = fill_the_disk(self._job, self._draw.choice(MOMENTS), patience=self._patience)
+        if outcome is not None:
+            self.outcomes.append(outcome)
+            self._note(outcome)
+            if not outcome.survived:
+                _start_again(self._job)
 
     def look(self) -> None:
         """Take note of faults that the run is past; one that did not survive is started again."""
@@ -212,6 +236,7 @@ def main(
     config: Annotated[Path, typer.Option(help="What is run.")] = ROOT / "configs/tiny.yaml",
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Folder of the lines.")] = RESULTS,
+    disk_mib: Annotated[int, typer.Option(min=0, help="Give the run a disk of its own, so large; 0: none.")] = 0,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
     """Inject faults and write down what became of them; exit code 1 if anything did not survive."""
@@ -220,21 +245,25 @@ def main(
     where = machine()
     facts = {"seed": seed, "commit": commit(), "cpu": where["cpu"], "cores": where["cores"], "config": config.name}
     journal = Journal(results, facts | {"overrides": overrides or []})
-    job = Job(folder.resolve(), f"chaos-{config.stem}-{seed}", overrides or [], config=config.resolve())
-    started = time.monotonic()
+    folder = folder.resolve()
+    disk = folder / "disk" if disk_mib else folder
+    with small_disk(disk, mib=disk_mib) if disk_mib else nullcontext():
+        job = Job(disk, f"chaos-{config.stem}-{seed}", overrides or [], config=config.resolve(), beside=folder)
+        started = time.monotonic()
 
-    def note(outcome: Outcome) -> None:
-        journal.fault(outcome)
-        console.print(f"[{time.monotonic() - started:6.0f} s] {outcome}", markup=False)
+        def note(outcome: Outcome) -> None:
+            journal.fault(outcome)
+            console.print(f"[{time.monotonic() - started:6.0f} s] {outcome}", markup=False)
 
-    try:
-        outcomes = run_chaos(
-            job, seed=seed, seconds=60 * minutes, every=every, met=journal.faults(), note=note,
-        )  # fmt: skip
-    finally:
-        job.end()
-    books = read_books(job)
-    report = json.loads((job.path / "report/summary.json").read_text())
+        try:
+            outcomes = run_chaos(
+                job, seed=seed, seconds=60 * minutes, every=every, met=journal.faults(), note=note,
+                fills_disk=bool(disk_mib),
+            )  # fmt: skip
+        finally:
+            job.end()
+        books = read_books(job)
+        report = json.loads((job.path / "report/summary.json").read_text())
     gain = {key: report[key] for key in ("reward_before", "reward_after", "reward_gain", "reward_gain_se")}
     journal.run(outcomes, books, gain, seconds=time.monotonic() - started)
     console.print(summary(outcomes, books), markup=False)

@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos_books import LedgerLook, look
-from benchmarks.chaos_job import FAULTS, MOMENTS, Fault, Job
+from benchmarks.chaos_hooks import sitecustomize as hooks
+from benchmarks.chaos_job import FAULTS, MOMENTS, MORE, Fault, Job
 
 STOPPED_SECONDS = 60.0
 """After so long a stopped process is let go on."""
@@ -39,6 +40,7 @@ TOGETHER = ({"generator", "engine"},)
 ALONE = {"learner", "reward model", "controller"}
 """Whose loss stops the run, so that no other fault can be told from it."""
 _LOSSES = ("replica lost", "learner lost", "controller lost")
+_ENDS_OF_LOSSES = ("replica replaced", "learner rebuilt", "roles ready")
 
 Cell = tuple[str, str, str]
 """Role, kind of fault, phase."""
@@ -71,7 +73,12 @@ class Outcome:
 
 def cell(fault: Fault) -> Cell:
     """The place of a fault in the table."""
-    return fault.role, fault.kind, fault.phase
+    return make_cell(fault.role, fault.kind, fault.moment)
+
+
+def make_cell(role: str, kind: str, moment: str) -> Cell:
+    """Faults of ``MORE`` have one place for all phases."""
+    return role, kind, moment.partition(".")[0] if kind in FAULTS else "any"
 
 
 def free_roles(roles: Sequence[str], pending: Sequence[str]) -> list[str]:
@@ -87,7 +94,7 @@ def choose(draw: random.Random, roles: Sequence[str], counts: Mapping[Cell, int]
     possible = [
         Fault(role=role, kind=kind, moment=moment)
         for role in roles
-        for kind in FAULTS
+        for kind in (*FAULTS, *MORE)
         for moment in MOMENTS
         # A resumption begins with a loss of the learner; the new reward model's process is not known before.
         if moment != "resume.load" or not (also or role == "reward model")
@@ -165,7 +172,7 @@ class Aftermath:
         """What became of the fault, once the run is past it or has had its time; None before."""
         self._follow_victim()
         self._read_events()
-        is_back = self._back is not None or bool(self._came_back)
+        is_back = self._back is not None or bool(self._came_back) or self._is_unharmed()
         if self._further is None and is_back and self._job.last_step() > self._step:
             self._further = time.time() - self._struck
         survived = self._further is not None and self._is_over()
@@ -219,7 +226,18 @@ class Aftermath:
             steps = [event["step"] for event in events if event["event"] == "checkpoint loaded"]
             self._lowest = min([self._step, *(steps or [0])])
 
+    def _is_unharmed(self) -> bool:
+        """Of a fault that need not cost a role: it has passed, and whoever was lost by it is back."""
+        passed = hooks.SLOW_SECONDS if self.fault.kind == "slow" else WATCHED_SECONDS
+        if self.fault.kind not in MORE or time.time() - self._struck < passed:
+            return False
+        words = [event["event"] for event in self._events() if event["time"] > self._struck]
+        lost, back = (sum(word in some for word in words) for some in (_LOSSES, _ENDS_OF_LOSSES))
+        return lost <= back
+
     def _is_over(self) -> bool:
+        if self.fault.kind in MORE:
+            return self._is_unharmed()
         if self.fault.kind != "SIGSTOP":
             return True
         if self._came_back:
@@ -241,4 +259,4 @@ def _describe(event: Mapping[str, Any]) -> str:
 
 def count_cells(outcomes: Sequence[Mapping[str, Any]]) -> Counter[Cell]:
     """How often each cell was met."""
-    return Counter((line["role"], line["fault"], line["moment"].partition(".")[0]) for line in outcomes)
+    return Counter(make_cell(line["role"], line["fault"], line["moment"]) for line in outcomes)

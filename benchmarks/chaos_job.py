@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import out_of_memory
+from benchmarks import network_cut, out_of_memory
 from benchmarks.chaos_hooks import sitecustomize as hooks
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,10 @@ ROLES = {
     "controller": "",
 }
 FAULTS = ("SIGKILL", "SIGSTOP", "exception", *(("out of memory",) if out_of_memory.available() else ()))
+MORE = ("slow", *(("network cut",) if network_cut.available() else ()))
+"""Faults that are met once a role, not once a phase: nothing need be lost by them."""
+FULL_DISK = "full disk"
+"""Of the role ``disk``: only runs on a small disk of their own meet it."""
 MOMENTS = tuple(dict.fromkeys(phase for phase, *_ in hooks.PHASES))
 """When a fault may strike; what stands before the dot is the phase."""
 PR_SET_PDEATHSIG = 1
@@ -63,6 +67,7 @@ class Job:
         config: YAML file; the tiny model's when left out.
         base: settings before ``overrides``.
         struck: whether its processes obey orders to fail.
+        beside: where orders and the run's output go; ``folder`` when left out.
     """
 
     def __init__(
@@ -74,13 +79,15 @@ class Job:
         config: Path = ROOT / "configs/tiny.yaml",
         base: Sequence[str] = ("run.restarts=10", "checkpoint.every_steps=4", SUPERVISION),
         struck: bool = True,
+        beside: Path | None = None,
     ) -> None:
         self.path = folder / name
-        self.orders = folder / f"{name}-orders"
+        beside = beside or folder
+        self.orders = beside / f"{name}-orders"
         self.orders.mkdir(parents=True, exist_ok=True)
         self._words = [str(config), f"run.folder={folder}", f"run.name={name}", *base, *overrides]
         self._hooks = f"{ROOT / 'benchmarks/chaos_hooks'}:" if struck else ""
-        self._log = (folder / f"{name}.log").open("ab")
+        self._log = (beside / f"{name}.log").open("ab")
 
     def start(self, *words: str) -> None:
         """Start (or resume, with ``--resume``) in the background."""
@@ -88,7 +95,12 @@ class Job:
         self.process = psutil.Popen(
             [sys.executable, "-m", "pilaf_ray", "train", *self._words, *words],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": found, "PILAF_CHAOS_FOLDER": str(self.orders)},
+            env={
+                **os.environ,
+                "PYTHONPATH": found,
+                "PILAF_CHAOS_FOLDER": str(self.orders),
+                "PILAF_CHAOS_DISK": str(self.path.parent),
+            },
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -7,6 +7,8 @@ Python imports this module at the start of every process that has its folder on 
 - ``grow-PID``: that process asks for memory.
 - ``trap-PHASE``: the process that enters that phase next strikes; the file says whom, with what and how long after.
 
+``$PILAF_CHAOS_DISK`` is the disk of the run, if it has one of its own.
+
 The first to rename an order has taken it. A sprung trap leaves ``sprung-PHASE``, with the moment.
 """
 
@@ -15,6 +17,7 @@ import inspect
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +27,9 @@ from typing import Any
 
 POLL_SECONDS = 0.05
 GROWTH_BYTES = 64 << 20
+SLOW_SECONDS = 20
+# A tenth of the time is left to the process; a shell, because who strikes may be the victim.
+SLOW = "for _ in $(seq {seconds}); do kill -STOP {pid}; sleep 0.9; kill -CONT {pid} || exit; sleep 0.1; done"
 # What each role does for the run: module, class, method. The engine's is vLLM's own: nothing of ours is called there.
 WORK = (
     ("pilaf_ray.engines.generator", "Generator", "generate"),
@@ -141,6 +147,17 @@ def strike(pid: int, fault: str, folder: Path) -> None:
 
         out_of_memory.starve(pid)
         (folder / f"grow-{pid}").write_text("{}")
+    elif fault == "network cut":
+        from benchmarks import network_cut
+
+        network_cut.cut(pid)
+    elif fault == "full disk":
+        from benchmarks import small_disk
+
+        small_disk.fill(Path(os.environ["PILAF_CHAOS_DISK"]))
+    elif fault == "slow":
+        os.kill(pid, 0)
+        subprocess.Popen(["sh", "-c", SLOW.format(seconds=SLOW_SECONDS, pid=pid)], start_new_session=True)
     else:
         os.kill(pid, getattr(signal, fault))
 

@@ -4,7 +4,9 @@ import ast
 import importlib.util
 import os
 import random
+import socket
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +15,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from benchmarks import network_cut, small_disk
 from benchmarks.chaos_books import look
 from benchmarks.chaos_faults import Cell, cell, choose, free_roles
 from benchmarks.chaos_hooks import sitecustomize as hooks
-from benchmarks.chaos_job import FAULTS, ROLES, Fault, _is_own
+from benchmarks.chaos_job import FAULTS, MORE, ROLES, Fault, _is_own
 
 ROOT = Path(__file__).parents[2]
 PLACES = sorted({*hooks.WORK, *((module, owner, method) for _, module, owner, method in hooks.PHASES)})
@@ -61,7 +64,7 @@ def test_a_wrapped_method_acts_before_each_call() -> None:
 def test_every_cell_is_met_before_any_is_met_twice() -> None:
     roles, draw = list(ROLES), random.Random(3)
     counts: Counter[Cell] = Counter()
-    for _ in range(len(roles) * len(FAULTS) * 6 - len(FAULTS)):
+    for _ in range(len(roles) * (len(FAULTS) * 6 + len(MORE)) - len(FAULTS)):
         counts[cell(choose(draw, roles, counts))] += 1
     assert set(counts.values()) == {1}
     assert ("reward model", "SIGKILL", "resume") not in counts
@@ -88,3 +91,49 @@ def test_roles_of_another_run_in_the_same_cluster_are_left_alone(job: str | None
 def test_a_run_without_a_ledger_has_lost_nothing(tmp_path: Path) -> None:
     found = look(SimpleNamespace(path=tmp_path).path)
     assert (found.labels, found.labels_lost, found.counted_twice) == (0, [], [])
+
+
+@pytest.mark.skipif(not network_cut.available(), reason="no right to destroy connections, or no ss")
+def test_a_process_that_is_cut_off_has_lost_its_connections_and_may_open_new_ones() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0] as accepted:
+            client.sendall(b"x")
+            assert accepted.recv(1) == b"x"
+            assert network_cut.cut(os.getpid()) >= 1
+            with pytest.raises(OSError, match=r"abort|reset|pipe"):
+                client.sendall(b"x")
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0]:
+            client.sendall(b"x")
+
+
+def test_a_slowed_process_goes_on_and_is_fast_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "SLOW_SECONDS", 2)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            states, begun = set[str](), time.monotonic()
+            hooks.strike(process.pid, "slow", tmp_path)
+            while time.monotonic() < begun + 3.0:
+                states.add(psutil.Process(process.pid).status())
+            assert states >= {psutil.STATUS_STOPPED, psutil.STATUS_SLEEPING}
+            assert psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING
+        finally:
+            process.kill()
+
+
+def _may_mount(folder: Path) -> bool:
+    try:
+        with small_disk.small_disk(folder, mib=1):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def test_a_small_disk_is_full_to_the_last_byte_until_room_is_made(tmp_path: Path) -> None:
+    if not _may_mount(tmp_path / "disk"):
+        pytest.skip("no right to mount")
+    with small_disk.small_disk(tmp_path / "disk", mib=1):
+        small_disk.fill(tmp_path / "disk")
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "disk" / "more").write_text("x")
+        small_disk.make_room(tmp_path / "disk")
+        (tmp_path / "disk" / "more").write_text("x")
