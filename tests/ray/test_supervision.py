@@ -305,7 +305,7 @@ async def test_weights_go_the_second_way_and_a_generator_that_takes_neither_is_r
         [await spawn(n) for n in range(3)], spawn=spawn, call_seconds=30, policy=PATIENT, report=records
     )
     learner = FakeLearner()
-    roles: Any = SimpleNamespace(generators=pool, learner=learner)
+    roles: Any = SimpleNamespace(turns=None, generators=pool, learner=learner)
     sync = make_weight_sync(roles, probe_items=[((1,), (2, 3))], tolerance=0.01, deadline_seconds=30.0, report=records)
     await sync.serve(3, await sync.push(3))
     await until(lambda: len(pool.actors) == 3)
