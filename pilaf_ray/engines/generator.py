@@ -270,7 +270,9 @@ class Generator:
         """Compute nothing, and free what can be freed, until :meth:`resume`; requests under way are dropped."""
         from pilaf_ray.engines.engine_rest import rest
 
-        await rest(self._live_engine, sleeps=self._sleeps)
+        # One that a lost learner left behind ends first: it would wake the engine.
+        async with self._weights.updating:
+            await rest(self._live_engine, sleeps=self._sleeps)
         logger.info("the engine rests")
 
     async def resume(self) -> None:

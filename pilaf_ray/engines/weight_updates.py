@@ -36,7 +36,8 @@ class WeightUpdater:
         """Version of the policy weights now served."""
         self.prefix_generation = 0
         """Requests of one generation may share KV of their beginnings."""
-        self._updating = asyncio.Lock()
+        self.updating = asyncio.Lock()
+        """Held by an update from its beginning to its end, also where nobody waits for it any more."""
         self._lost = False
 
     async def replace(self, update: WeightUpdate, *, deadline_seconds: float) -> None:
@@ -57,7 +58,7 @@ class WeightUpdater:
                 f"weights version {update.version} were published by {update.transport!r}, "
                 f"but this generator reads {self._transport!r}: use one weight_transport"
             )
-        async with self._updating:
+        async with self.updating:
             progress = _Progress()
             if self._lost:
                 reason = "an earlier update missed its deadline; restart this generator"
