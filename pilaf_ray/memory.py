@@ -15,9 +15,10 @@ MIB, GIB = 2**20, 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 RUNTIME_MIB = {"generator": 1560, "learner": 650, "reference": 590, "oracle": 170, "oracle model": 590}
 """Python, Ray, PyTorch and the role's engine: the peaks of configs/tiny.yaml on CPUs, KV cache taken off."""
-KEPT_SHARE = 0.75
-"""CPU learner: holes between what comes and goes in a step, which are never given back (see actors/launch.py), per byte
-of activations, logits and gradients; from glibc's mallinfo2 in steps of the packaged model. More steps, more holes."""
+KEPT_SHARE = 0.15
+"""CPU learner: holes between what comes and goes in a step, and what a backward pass needs for a moment, per byte of
+activations, logits and gradients; from the resident set in steps of the packaged model. After a step holes are given
+back (engines/heap.py), so they do not add up."""
 LARGEST_BUCKET = 500_000_000
 """Elements of gradients that DeepSpeed reduces at once: its own choice, where there are as many."""
 
@@ -148,10 +149,10 @@ def read_shape(path: str, *, head: bool = True) -> ModelShape:
 def layer_activations(shape: ModelShape, element: int) -> float:
     """Bytes a token that one decoder layer keeps for its backward pass.
 
-    Two norms (input and normalised value), queries, keys, values and the attention's output, the
-    two residual sums, and three tensors of the gated MLP with their product.
+    Two norms (input, normalised value and what the next layers read), queries, keys and values repeated for each head,
+    the attention's output as it comes and in rows, and three tensors of the gated MLP with their product.
     """
-    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size
+    attention = 5 * shape.heads * shape.head_size
     return element * (6 * shape.hidden + attention + 4 * shape.intermediate)
 
 
@@ -194,12 +195,12 @@ def _training(
     gradients: dict[str, float] = {
         "gradients": element * (own if stage == 3 else trained),
         "reduced gradients": 4 * own if stage else 0,
-        "communication": element * min(LARGEST_BUCKET, trained) if stage else 0,
+        "communication": element * min(LARGEST_BUCKET, trained) if stage or settings.ranks > 1 else 0,
     }
     tokens = settings.micro_batch_tokens / settings.sequence_parallel
     forward = {
         "activations": tokens * kept * share,
-        "logits": 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
+        "logits": 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
     }
     sent, gloo = (element * trained if sends else 0), settings.transport == "gloo"
     runtime, first_only = {"runtime": RUNTIME_MIB["learner"] * MIB}, ("weights to send", "checkpoint")

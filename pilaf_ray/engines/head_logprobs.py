@@ -51,6 +51,8 @@ class _HeadLogprobs(torch.autograd.Function):
             normalisers[chunk] = torch.cat([rows.float().logsumexp(-1) for rows in logits.split(_ROWS)])
             if len(states) <= chunk_tokens:
                 ctx.kept = logits
+            # Before there is a next one.
+            del logits
         # See direct_gradients.py: its ``.grad`` is wanted.
         ctx.weight = weight
         ctx.save_for_backward(states, targets, normalisers)
@@ -68,14 +70,11 @@ class _HeadLogprobs(torch.autograd.Function):
             ctx.kept = None
             _to_gradient(logits, targets[chunk], normalisers[chunk], gradient[chunk])
             below[chunk] = torch.mm(logits, weight)
-            if not ctx.needs_input_grad[1]:
-                continue
-            if ctx.direct:
+            if ctx.needs_input_grad[1] and ctx.direct:
                 add_product(weight, logits, states[chunk])
-            elif own is None:
-                own = torch.mm(logits.t(), states[chunk])
-            else:
-                own.addmm_(logits.t(), states[chunk])
+            elif ctx.needs_input_grad[1]:
+                own = torch.mm(logits.t(), states[chunk]) if own is None else own.addmm_(logits.t(), states[chunk])
+            del logits
         return below, own, None, None, None
 
 
