@@ -11,6 +11,7 @@ from typing import Any
 from pilaf_ray.build_rewards import rollout_learner_arguments
 from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm, ValueModelConfig
+from pilaf_ray.config.generation import SpeculationSection
 from pilaf_ray.config.limits import IterativeScheduleConfig, round_steps
 from pilaf_ray.config.oracle import FunctionOracleConfig, RewardModelOracleConfig
 from pilaf_ray.config.prompts import PromptSourceConfig
@@ -25,6 +26,7 @@ from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.engines.quantised import require_bitsandbytes
 from pilaf_ray.engines.scalar_head_checks import check_scalar_head
 from pilaf_ray.engines.sequence_checks import check_sequence_parallel
+from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.engines.zero_options import check_disk
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
@@ -239,7 +241,12 @@ def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
         "weight_transport": config.weights.transport,
         "recompute_caches": config.weights.recompute_caches,
         "takes_turns": config.resources.turns,
+        "speculation": _speculation(generation.speculation),
     }
+
+
+def _speculation(section: SpeculationSection | None) -> Speculation | None:
+    return Speculation(tokens=section.tokens, adaptive=section.adaptive) if section else None
 
 
 def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:

@@ -364,6 +364,32 @@ class StepResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DraftCounts:
+    """What became of tokens that the policy drafted for mixed responses, since a generator's start.
+
+    Example: ``DraftCounts(drafted=16, judged=12, kept=10, passes=2)``
+    """
+
+    drafted: int
+    """Tokens that the policy proposed."""
+    judged: int
+    """Drafts that were kept or replaced, each by one token of a response; the others stood behind a replaced one."""
+    kept: int
+    passes: int
+    """Reference forwards that judged drafts, counted once for each request in them."""
+
+    @property
+    def acceptance(self) -> float:
+        """Part of judged drafts that were kept: 1 minus the mean total variation between policy and mixture."""
+        return self.kept / self.judged if self.judged else 1.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens of a response from one reference forward, on average."""
+        return self.judged / self.passes if self.passes else 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoleUsage:
     """Busy seconds and peak resident memory (MiB) of one replica of a role."""
 

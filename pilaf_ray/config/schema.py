@@ -12,7 +12,7 @@ from pilaf_ray.config.algorithms import AlgorithmConfig, DpoConfig, PpoConfig, R
 from pilaf_ray.config.base import Section
 from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
-from pilaf_ray.config.elastic import ElasticSection
+from pilaf_ray.config.generation import GenerationSection
 from pilaf_ray.config.guards import GuardsSection
 from pilaf_ray.config.learner import LearnerSection
 from pilaf_ray.config.limits import (
@@ -41,33 +41,6 @@ from pilaf_ray.config.submission import SubmissionSection
 from pilaf_ray.config.supervision import SupervisionSection
 
 _SCORING = (FunctionOracleConfig, RewardModelOracleConfig)
-
-
-class GenerationSection(Section):
-    """Sampling and the vLLM engine."""
-
-    max_new_tokens: int = Field(ge=1)
-    """Longest response, in tokens."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Applied after the mixing. The theory needs 1."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """The theory needs 1."""
-    replicas: int = Field(default=1, ge=1)
-    """Number of engines."""
-    elastic: ElasticSection | None = None
-    """Let their number follow the cluster: nodes that come, go, are drained or preempted."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """Devices an engine."""
-    max_num_seqs: int = Field(default=32, ge=1)
-    """Sequences in one batch."""
-    max_num_batched_tokens: int = Field(default=2048, ge=1)
-    """Tokens in one forward."""
-    kv_cache_gib: float = Field(default=1.0, gt=0)
-    """Key-value cache on a CPU, in GiB."""
-    cpu_threads: int = Field(default=1, ge=1)
-    """Threads of an engine on a CPU."""
-    enforce_eager: bool = True
-    """Do not compile or capture graphs."""
 
 
 class ReferenceSection(Section):
@@ -342,6 +315,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _devices_suffice(self) -> Self:
         gpus, workers = self.resources.generator.gpus, self.generation.tensor_parallel_size
+        if gpus and self.generation.speculation is not None:
+            raise ValueError(
+                "generation.speculation works on CPUs only: leave it out, or set resources.generator.gpus: 0"
+            )
         if gpus and gpus < workers:
             raise ValueError(
                 f"resources.generator.gpus = {gpus:g} is less than generation.tensor_parallel_size = {workers}: "

@@ -5,25 +5,40 @@ from typing import Any
 
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 
 from pilaf_ray.engines.cpu_options import cpu_options
 from pilaf_ray.engines.in_process_executor import choose_executor
 from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
+from pilaf_ray.engines.speculation_settings import Speculation, speculation_arguments
 from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS
+from pilaf_ray.errors import ConfigError
 
 
 def engine_arguments(
-    settings: Mapping[str, Any], *, architecture: str, reference_path: str, transport: str
+    settings: Mapping[str, Any],
+    *,
+    architecture: str,
+    reference_path: str,
+    transport: str,
+    speculation: Speculation | None,
 ) -> AsyncEngineArgs:
     """vLLM's arguments from the generator's own ``settings``, which carry vLLM's names already.
 
     Args:
         architecture: the one that policy and reference share.
         transport: how new weights arrive.
+        speculation: how far the policy drafts ahead, if it does.
+
+    Raises:
+        ConfigError: this machine's engine cannot draft ahead.
     """
+    if speculation is not None and not current_platform.is_cpu():
+        raise ConfigError("generation.speculation works with vLLM on CPUs only: leave it out")
     return AsyncEngineArgs(
         **settings,
         **cpu_options(),
+        **speculation_arguments(speculation),
         distributed_executor_backend=choose_executor(settings["tensor_parallel_size"]),
         hf_overrides={
             "architectures": [ARCHITECTURE],

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pilaf_ray.engines.engine_environment import prepare_environment
-from pilaf_ray.engines.engine_requests import final_output, sampling_params
-from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings
+from pilaf_ray.engines.engine_requests import final_output, sampled_response, sampling_params
+from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings, check_speculation
+from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import register
 from pilaf_ray.engines.weight_tickets import WeightUpdate
@@ -20,7 +21,7 @@ from pilaf_ray.engines.weight_updates import WeightUpdater, version_label
 from pilaf_ray.errors import PilafError, PromptError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.usage import peak_mib
-from pilaf_ray.types import FinishReason, GenerationRequest, RoleUsage, SampledResponse, VersionSpan
+from pilaf_ray.types import DraftCounts, GenerationRequest, RoleUsage, SampledResponse
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -55,12 +56,14 @@ class Generator:
         initial_version: version number of the weights in ``policy_path``.
         weight_transport: ``"filesystem"`` or ``"gloo"``.
         enable_prefix_caching: reuse the KV of shared prompt beginnings.
+        speculation: the policy drafts several tokens ahead, and the reference judges them in one forward; it changes
+            when a response is done, not what it is. One CPU worker without compilation only.
         recompute_caches: after a weight update, compute the KV of running requests anew under the
             new weights; otherwise they keep what the old ones left, and only new requests start afresh.
         takes_turns: the learner uses the same device while this engine rests.
 
     Raises:
-        ConfigError: a limit or the transport is wrong.
+        ConfigError: a limit or the transport is wrong, or the engine cannot draft ahead.
         ModelError: a folder is no model, or the two models do not fit each other.
     """
 
@@ -86,8 +89,10 @@ class Generator:
         enable_prefix_caching: bool = True,
         recompute_caches: bool = False,
         takes_turns: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
         check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
+        check_speculation(speculation, tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager)
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
         # vLLM's workers may start in another folder; a hub id stays what it is.
         local = Path(reference_path)
@@ -112,6 +117,7 @@ class Generator:
         self._top_p = top_p
         self._cpu_threads = cpu_threads
         self._transport = weight_transport
+        self._speculation = speculation
         self._engine: AsyncLLM | None = None
         self._weights = WeightUpdater(
             lambda: self._live_engine,
@@ -156,6 +162,7 @@ class Generator:
             architecture=self._architecture,
             reference_path=self._reference_path,
             transport=self._transport,
+            speculation=self._speculation,
         )
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._scheduling])
         await self._engine.update_weight_version(version_label(self.version))
@@ -164,8 +171,8 @@ class Generator:
     async def generate(self, request: GenerationRequest) -> SampledResponse:
         """Sample one response; returns as soon as it is finished.
 
-        Sampling can be replayed outside vLLM: token t is what :func:`pilaf_ray.sampling.draw.draw_tokens`
-        gives for the mixed distribution at temperature and top-p and for ``token_uniform(seed, t)``.
+        Sampling can be replayed outside vLLM: token t is what :func:`pilaf_ray.sampling.draw.draw_mixed_tokens`
+        gives for the policy's and the mixed distribution at temperature and top-p, the seed and t.
 
         Raises:
             PromptError: the prompt leaves no room for a token.
@@ -192,22 +199,7 @@ class Generator:
         with self._meter.call():
             output = await self._run(request.prompt_token_ids, params, request.request_id)
             records = await self._token_records(request) if request.coefficient and self._temperature else None
-        completion = output.outputs[0]
-        if completion.finish_reason not in ("stop", "length"):
-            raise PilafError(f"request {request.request_id} ended early: {completion.finish_reason}")
-        tokens = tuple(completion.token_ids)
-        positions: Any = completion.logprobs or []
-        spans = completion.weight_versions or []
-        return SampledResponse(
-            token_ids=tokens,
-            text=completion.text,
-            coefficient=request.coefficient,
-            logprobs=tuple(p[t].logprob for p, t in zip(positions, tokens, strict=True)),
-            versions=tuple(VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in spans),
-            finish_reason=FinishReason(completion.finish_reason),
-            policy_logprobs=tuple(policy for policy, _ in records) if records else None,
-            reference_logprobs=tuple(reference for _, reference in records) if records else None,
-        )
+        return sampled_response(request, output, records)
 
     async def _token_records(self, request: GenerationRequest) -> Record:
         """(log π, log π_ref) of each token of a finished mixed response."""
@@ -289,6 +281,12 @@ class Generator:
     async def heartbeat(self) -> None:
         """Return once the engine's own process has answered; raises if it is gone."""
         await self._live_engine.is_sleeping()
+
+    async def draft_counts(self) -> DraftCounts:
+        """How many of the policy's tokens the mixtures kept since the start, whether or not it drafts ahead."""
+        answers = await self._live_engine.collective_rpc("draft_counts")
+        drafted, judged, kept, passes = answers[0]
+        return DraftCounts(drafted=drafted, judged=judged, kept=kept, passes=passes)
 
     def usage(self) -> RoleUsage:
         """Seconds with at least one request running; peak memory of all its processes (MiB)."""

@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilaf_ray.engines.vllm_plugin import TRANSPORTS
 from pilaf_ray.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from pilaf_ray.engines.speculation_settings import Speculation
 
 PLUGIN_NAME = "pilaf_ray"
 FREE_CONFIG_KEYS = frozenset(
@@ -24,6 +27,21 @@ def check_settings(*, weight_transport: str, max_model_len: int, max_new_tokens:
             f"max_model_len={max_model_len} leaves no room for a prompt beside "
             f"max_new_tokens={max_new_tokens}: raise the first or lower the second"
         )
+
+
+def check_speculation(speculation: "Speculation | None", *, tensor_parallel_size: int, enforce_eager: bool) -> None:
+    """Raise ConfigError where an engine of this kind cannot draft ahead."""
+    if speculation is None:
+        return
+    if speculation.tokens < 1:
+        raise ConfigError(f"generation.speculation.tokens = {speculation.tokens} must be at least 1")
+    if tensor_parallel_size > 1:
+        raise ConfigError(
+            f"generation.speculation works with one worker, not with generation.tensor_parallel_size = "
+            f"{tensor_parallel_size}: leave one of the two out"
+        )
+    if not enforce_eager:
+        raise ConfigError("generation.speculation needs generation.enforce_eager: leave one of the two out")
 
 
 def check_models(policy_path: str, reference_path: str, *, max_model_len: int) -> str:

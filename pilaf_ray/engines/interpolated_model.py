@@ -21,13 +21,12 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
-from pilaf_ray.engines.mixing_processor import ReferenceShelf
+from pilaf_ray.engines.reference_shelf import POLICY, REFERENCE, ReferenceShelf
 from pilaf_ray.engines.row_routing import forward_rows, routable_layers
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-POLICY, REFERENCE = "policy", "reference"
 ARCHITECTURE_KEY = "pilaf_architecture"
 REFERENCE_KEY = "pilaf_reference_path"
 
@@ -71,6 +70,8 @@ class InterpolatedForCausalLM(nn.Module):
         self, input_ids: torch.Tensor, positions: torch.Tensor, *, like: torch.Tensor
     ) -> torch.Tensor:
         """The reference's hidden states; where requests can be told apart, those of mixed ones only."""
+        if self.shelf.deferred:
+            return torch.zeros_like(like)
         rows = self.shelf.mixed_rows
         # No layer is routable in vLLM's rehearsals of a large batch either: there both halves must run.
         layers = routable_layers(get_forward_context(), REFERENCE)

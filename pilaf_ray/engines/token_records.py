@@ -39,7 +39,7 @@ class TokenRecords:
 
 
 class TokenRecordsExtension:
-    """Adds to vLLM's worker the one method by which the generator asks."""
+    """Adds to vLLM's worker the methods by which the generator asks."""
 
     get_model: Callable[[], Any]
 
@@ -48,3 +48,8 @@ class TokenRecordsExtension:
         # The model holds the shelf that the processor fills; a copied configuration may name another.
         record: Record | None = self.get_model().shelf.records.take(key)
         return record
+
+    def draft_counts(self) -> tuple[int, int, int, int]:
+        """drafted, judged, kept, passes: see :class:`pilaf_ray.types.DraftCounts`."""
+        counter = self.get_model().shelf.counter
+        return counter.drafted, counter.judged, counter.kept, counter.passes

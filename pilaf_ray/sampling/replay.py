@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from pilaf_ray.sampling.draw import draw_tokens, token_uniform
+from pilaf_ray.sampling.draw import draw_mixed_tokens
 from pilaf_ray.sampling.interpolation import mixed_logprobs
 
 NextLogits = Callable[[Sequence[int]], Tensor]
@@ -29,8 +29,10 @@ def sample_response(
     response: list[int] = []
     logprobs: list[float] = []
     while len(response) < max_new_tokens:
-        row = mixed_logprobs(policy(tokens), reference(tokens), coefficient)
-        token = int(draw_tokens(row.unsqueeze(0), [token_uniform(seed, len(response))]))
+        logits = policy(tokens)
+        row = mixed_logprobs(logits, reference(tokens), coefficient)
+        own = logits.log_softmax(-1, dtype=row.dtype).unsqueeze(0)
+        token = int(draw_mixed_tokens(own, row.unsqueeze(0), [seed], [len(response)]))
         tokens.append(token)
         response.append(token)
         logprobs.append(float(row[token]))

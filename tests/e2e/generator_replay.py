@@ -35,13 +35,27 @@ ROUNDING = 1e-4
 """By how much a cumulated probability may differ between two float32 implementations."""
 
 
-def assert_drawn(row: torch.Tensor, token: int, *, seed: int, position: int) -> None:
-    """``token`` is where the cumulated probability passes the number of (seed, position); in numpy."""
-    word = int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest(), "big")
-    cumulated = np.cumsum(np.exp(row.double().numpy()))
-    number = (word // 2048) / 2**53 * cumulated[-1]
-    below = cumulated[token - 1] if token else 0.0
-    assert below - ROUNDING <= number < cumulated[token] + ROUNDING, (position, token, below, number, cumulated[token])
+def number(text: str) -> float:
+    """The number in [0, 1) that belongs to ``text``."""
+    return (int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") // 2048) / 2**53
+
+
+def inverted(weights: np.ndarray, at: float) -> set[int]:
+    """Tokens at which the cumulated weight may pass the part ``at`` of the whole."""
+    above = np.cumsum(weights)
+    place, below = at * above[-1], above - weights
+    return set(np.flatnonzero((below - ROUNDING <= place) & (place < above + ROUNDING)).tolist())
+
+
+def assert_drawn(policy: torch.Tensor, mixed: torch.Tensor, token: int, *, seed: int, position: int) -> None:
+    """``token`` is the policy's, kept or replaced, by the numbers of (seed, position); log-probabilities, in numpy."""
+    p, q = (np.exp(side.double().numpy()) for side in (policy, mixed))
+    drafts = inverted(p, number(f"{seed}/{position}"))
+    keep = number(f"{seed}/{position}/keep")
+    possible = {draft for draft in drafts if keep < q[draft] / p[draft] + 10 * ROUNDING}
+    if any(keep >= q[draft] / p[draft] - 10 * ROUNDING for draft in drafts) and not np.array_equal(p, q):
+        possible |= inverted(np.maximum(q - p, 0.0), number(f"{seed}/{position}/redraw"))
+    assert token in possible, (position, token, possible)
 
 
 def replay(
@@ -56,8 +70,9 @@ def replay(
     for policy, until in stages:
         while len(logprobs) < until and (not logprobs or tokens[-1] != END):
             position = len(logprobs)
+            own = next_logits(policy, tokens)[-1].log_softmax(-1)
             row = mixed_logprobs(policy, reference, tokens, request.coefficient)[-1]
-            assert_drawn(row, given[position], seed=request.seed, position=position)
+            assert_drawn(own, row, given[position], seed=request.seed, position=position)
             tokens.append(given[position])
             logprobs.append(row[tokens[-1]].item())
     return logprobs
@@ -92,8 +107,9 @@ def replay_with_kept_caches(
         policy_side.model = policy
         while len(logprobs) < until and (not logprobs or tokens[-1] != END):
             c, position = request.coefficient, len(logprobs)
-            row = ((1 + c) * policy_side.next(tokens) - c * reference_side.next(tokens)).log_softmax(-1)
-            assert_drawn(row, given[position], seed=request.seed, position=position)
+            logits = policy_side.next(tokens)
+            row = ((1 + c) * logits - c * reference_side.next(tokens)).log_softmax(-1)
+            assert_drawn(logits.log_softmax(-1), row, given[position], seed=request.seed, position=position)
             tokens.append(given[position])
             logprobs.append(row[tokens[-1]].item())
     return logprobs

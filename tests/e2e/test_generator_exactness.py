@@ -207,7 +207,7 @@ def test_usage_counts_engine_processes(engine: Generator, run: Run) -> None:
 
 def test_masked_tokens_stay_masked_without_nan() -> None:
     """Hand-made rows; c = -1 would give 0 * inf, c = 0 is the policy bit for bit."""
-    from pilaf_ray.engines.mixing_processor import mix_logits
+    from pilaf_ray.engines.row_draws import mix_logits
 
     inf = float("inf")
     policy = torch.tensor([[1.0, -inf, 3.0]] * 3)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pilaf_ray.engines.generator import Generator
+from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.errors import ConfigError, ModelError
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 512, "hidden_size": 64, "eos_token_id": 2}
@@ -52,6 +53,12 @@ def test_missing_model(tmp_path: Path) -> None:
     [
         ({"max_model_len": 512}, "max_model_len=512 exceeds the 256 positions"),
         ({"max_new_tokens": 128}, "leaves no room for a prompt beside max_new_tokens=128"),
+        (
+            {"speculation": Speculation(), "tensor_parallel_size": 2},
+            "speculation works with one worker, not with generation.tensor_parallel_size = 2",
+        ),
+        ({"speculation": Speculation(), "enforce_eager": False}, "speculation needs generation.enforce_eager"),
+        ({"speculation": Speculation(tokens=0)}, "speculation.tokens = 0 must be at least 1"),
         ({"weight_transport": "pigeon"}, r"'pigeon' is unknown: use one of \['filesystem', 'gloo', 'nccl'\]"),
     ],
 )

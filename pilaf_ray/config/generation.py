@@ -1,0 +1,54 @@
+"""Settings of the generators."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pilaf_ray.config.base import Section
+from pilaf_ray.config.elastic import ElasticSection
+
+
+class SpeculationSection(Section):
+    """How far the policy drafts ahead before the reference is asked."""
+
+    tokens: int = Field(default=8, ge=2, le=64)
+    """Most tokens a request and step."""
+    adaptive: bool = True
+    """Draft fewer where mixtures replace many of the policy's tokens."""
+
+
+class GenerationSection(Section):
+    """Sampling and the vLLM engine."""
+
+    max_new_tokens: int = Field(ge=1)
+    """Longest response, in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Applied after the mixing. The theory needs 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """The theory needs 1."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of engines."""
+    elastic: ElasticSection | None = None
+    """Let their number follow the cluster: nodes that come, go, are drained or preempted."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Devices an engine."""
+    max_num_seqs: int = Field(default=32, ge=1)
+    """Sequences in one batch."""
+    max_num_batched_tokens: int = Field(default=2048, ge=1)
+    """Tokens in one forward."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """Key-value cache on a CPU, in GiB."""
+    cpu_threads: int = Field(default=1, ge=1)
+    """Threads of an engine on a CPU."""
+    enforce_eager: bool = True
+    """Do not compile or capture graphs."""
+    speculation: SpeculationSection | None = None
+    """The policy drafts ahead, and the reference judges several tokens at once: changes no response. CPUs only."""
+
+    @model_validator(mode="after")
+    def _can_speculate(self) -> Self:
+        if self.speculation is not None and (self.tensor_parallel_size > 1 or not self.enforce_eager):
+            raise ValueError(
+                "generation.speculation works with tensor_parallel_size: 1 and enforce_eager: true only; leave it out"
+            )
+        return self
