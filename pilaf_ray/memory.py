@@ -278,7 +278,7 @@ def scorer_memory(role: str, shape: ModelShape, *, dtype: str, tokens: int, chun
     work: dict[str, float] = {
         "weights": element * shape.parameters,
         "activations": tokens * element * (6 * shape.hidden + 3 * shape.intermediate),
-        "logits": 3 * 4 * min(chunk, tokens) * shape.vocabulary,
+        "logits": 4 * min(chunk, tokens) * shape.vocabulary,
     }
     if not on_gpu:
         work = _largest(_loading(shape, element), work)
