@@ -214,7 +214,9 @@ RESTING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RESTING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ("zero1", "zero2-on-host"))) for name in RESTING]
+)
 def test_a_learner_that_rests_between_steps_trains_as_ever(name: str, alone: RankProcesses, folder: Path) -> None:
     """To the last bit: memory goes and comes, numbers do not change."""
     straight, resting = (
