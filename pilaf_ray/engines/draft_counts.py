@@ -6,7 +6,7 @@ MEMORY = 512
 """Judged drafts that the running rate of kept ones remembers."""
 REFERENCE_COST = 0.3
 """What a reference forward costs beyond its tokens (reading the weights), in forwards of both networks over a token a
-request. It only decides windows, which change no response. Measured with 16 requests on two CPU cores."""
+request. It only decides windows, which change no response. An estimate from docs/performance.md, not a measurement."""
 
 
 class DraftCounter:
