@@ -15,10 +15,10 @@ MIB, GIB = 2**20, 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 RUNTIME_MIB = {"generator": 1560, "learner": 650, "reference": 590, "oracle": 170, "oracle model": 590}
 """Python, Ray, PyTorch and the role's engine: the peaks of configs/tiny.yaml on CPUs, KV cache taken off."""
-KEPT_SHARE = 0.15
-"""CPU learner: holes between what comes and goes in a step, and what a backward pass needs for a moment, per byte of
-activations, logits and gradients; from the resident set in steps of the packaged model. After a step holes are given
-back (engines/heap.py), so they do not add up."""
+KEPT_SHARE = 0.9
+"""CPU learner: what its heap holds beyond what is in use at the fullest moment, per byte of activations, logits and
+gradients: holes, and what a backward pass needs for a moment. Set by one run of configs/quickstart.yaml, not derived.
+After a step holes are given back (engines/heap.py), so they do not add up."""
 LARGEST_BUCKET = 500_000_000
 """Elements of gradients that DeepSpeed reduces at once: its own choice, where there are as many."""
 
