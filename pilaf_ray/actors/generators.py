@@ -1,6 +1,7 @@
 """The adapter of the generators: they pull weights, grow and shrink, and may share their devices."""
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
@@ -121,6 +122,7 @@ class GeneratorPool(ReplicaHandles):
 
         One that does not start is reported and done without.
         """
+        assert replicas >= 1, "somebody must do the work"
         await self.add([None] * (replicas - len(self._pool)))
         while replicas < len(self._pool):
             await self.remove()
@@ -136,7 +138,12 @@ class GeneratorPool(ReplicaHandles):
                 raise found
 
     async def remove(self, number: int | None = None) -> None:
-        """End one generator, the last when left out; it hands its work back first, and its own reservation."""
+        """End one generator, the last when left out; it hands its work back first, and its own reservation.
+
+        Nothing happens where somebody else has removed it meanwhile, or where it is the only one by now.
+        """
+        if len(self._pool) == 1 or (number is not None and number not in self._pool.numbers):
+            return
         self._leave(await self._pool.shrink(number))
 
     @property
@@ -155,7 +162,9 @@ class GeneratorPool(ReplicaHandles):
         for number, actor in living.items():
             if actor not in self._nodes:
                 asked = call(actor.node.remote(), role=f"generator-{number}", seconds=self._seconds)
-                self._nodes[actor] = await asked
+                # One that dies just now is on no node; its heartbeat says so to those who replace it.
+                with contextlib.suppress(RoleLostError):
+                    self._nodes[actor] = await asked
         self._nodes = {actor: node for actor, node in self._nodes.items() if actor in living.values()}
         return {number: self._nodes.get(living.get(number)) for number in self._pool.numbers}
 
