@@ -128,7 +128,9 @@ def main(
     config: Annotated[Path, typer.Argument(help="What is run.")] = ROOT / "configs/quickstart.yaml",
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are drawn.")] = 1,
-    trace: Annotated[Path | None, typer.Option(help="A trace.json; nothing is run then.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A trace.json; nothing is run then.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The picture.")] = ROOT / "docs/performance/timeline.png",
 ) -> None:
     """Draw one steady-state step and print how busy each role was in it."""
@@ -139,6 +141,10 @@ def main(
             subprocess.run(command, check=True, stdout=sys.stderr)
             trace = Path(folder) / "timeline/trace.json"
         calls = read_trace(trace.read_text())
+    try:
+        window(calls, steps=steps)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     shares = draw(calls, output, steps=steps, title=f"{steps} steady-state step(s) of {config.name}")
     begin, end = window(calls, steps=steps)
     figures = {role: round(share, 3) for role, share in shares.items()}

@@ -1,6 +1,7 @@
 """From the configuration to running roles: room for all of them first, then all of them at the same time."""
 
 import asyncio
+from typing import Any
 
 from rich.console import Console
 
@@ -39,13 +40,6 @@ async def start_roles(
         report=report,
         turns=turns,
     )
-    publisher = {
-        "transport": config.weights.transport,
-        "folder": str((folder.path / "weights").resolve()),
-        "timeout_seconds": config.weights.deadline_seconds,
-        # Each worker of an engine fetches for itself.
-        "relay": config.generation.replicas * config.generation.tensor_parallel_size if config.weights.relay else 1,
-    }
     location = ledger_location(folder.path, url=config.store.url)
     generation, scorer, resources = config.generation, config.scoring_oracle, config.resources
     generators, reference, oracle, learner, store, reward = await asyncio.gather(
@@ -67,7 +61,7 @@ async def start_roles(
         ),
         launcher.learner(
             build.learner_arguments(config, inputs, folder),
-            publisher,
+            _publisher(config, folder),
             ranks=config.learner.ranks,
             resources=_share(resources.learner, threads=config.learner.cpu_threads),
         ),
@@ -86,6 +80,17 @@ async def start_roles(
         reservations=reservations,
         turns=turns,
     )
+
+
+def _publisher(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """What the learner publishes its weights with: arguments of ``make_publisher``."""
+    return {
+        "transport": config.weights.transport,
+        "folder": str((folder.path / "weights").resolve()),
+        "timeout_seconds": config.weights.deadline_seconds,
+        # Each worker of an engine fetches for itself.
+        "relay": config.generation.replicas * config.generation.tensor_parallel_size if config.weights.relay else 1,
+    }
 
 
 async def _reserve(config: RunConfig, folder: RunFolder) -> Reservations:

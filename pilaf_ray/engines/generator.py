@@ -111,10 +111,8 @@ class Generator:
         }
         self._takes_turns = takes_turns
         self._sleeps = False
-        self._max_model_len = max_model_len
-        self._max_new_tokens = max_new_tokens
-        self._temperature = temperature
-        self._top_p = top_p
+        self._max_model_len, self._max_new_tokens = max_model_len, max_new_tokens
+        self._temperature, self._top_p = temperature, top_p
         self._cpu_threads = cpu_threads
         self._transport = weight_transport
         self._speculation = speculation
