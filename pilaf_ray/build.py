@@ -35,7 +35,7 @@ from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
-from pilaf_ray.resource_plan import cluster_address, lora_settings, offload_settings
+from pilaf_ray.resource_plan import cluster_address, lora_settings, offload_settings, shares_base
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
@@ -242,6 +242,7 @@ def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
         "recompute_caches": config.weights.recompute_caches,
         "takes_turns": config.resources.turns,
         "speculation": _speculation(generation.speculation),
+        "shares_base": shares_base(config),
     }
 
 

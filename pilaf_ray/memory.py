@@ -108,6 +108,8 @@ class GeneratorSettings:
     on_gpu: bool
     adapter_parameters: int | None = None
     """What an update brings; None brings every weight."""
+    shares_base: bool = False
+    """One set of weights serves policy and reference."""
 
 
 def shape_of(config: object, *, head: bool = True) -> ModelShape:
@@ -257,10 +259,11 @@ def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEs
     element = BYTES[settings.dtype]
     workers = settings.tensor_parallel_size if settings.on_gpu else 1
     n = shape.parameters
-    both = 2 * element * n / workers
+    networks = 1 if settings.shares_base else 2
+    weights = networks * element * n / workers
     received = n / workers if settings.adapter_parameters is None else settings.adapter_parameters
     work = {
-        "weights": both,
+        "weights": weights,
         "KV cache": settings.kv_cache_gib * GIB,
         "activations": settings.max_num_batched_tokens * element * (4 * shape.hidden + 3 * shape.intermediate),
         "logits": settings.max_num_seqs * shape.vocabulary * (4 * 4 + 2 * 8),
@@ -268,7 +271,7 @@ def generator_memory(shape: ModelShape, settings: GeneratorSettings) -> MemoryEs
     }
     if not settings.on_gpu:
         # vLLM packs linear layers for its CPU kernels after all are loaded, and tied output heads beside them.
-        work["packing"] = both + (2 * element * shape.vocabulary * shape.hidden if shape.tied else 0)
+        work["packing"] = weights + (networks * element * shape.vocabulary * shape.hidden if shape.tied else 0)
     return _estimate("generator", work, {"runtime": RUNTIME_MIB["generator"] * MIB}, on_gpu=settings.on_gpu)
 
 

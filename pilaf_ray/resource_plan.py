@@ -87,6 +87,13 @@ def lora_settings(config: RunConfig) -> LoraSettings | None:
     return None if config.model.lora is None else LoraSettings(**config.model.lora.model_dump())
 
 
+def shares_base(config: RunConfig) -> bool:
+    """Whether one network of the generator's computes policy and reference."""
+    generation = config.generation
+    possible = generation.tensor_parallel_size == 1 and generation.enforce_eager
+    return config.model.lora is not None and generation.share_base and possible
+
+
 def offload_settings(config: RunConfig) -> OffloadSettings:
     """What leaves the learner's device between uses."""
     return OffloadSettings(**config.learner.offload.model_dump())
@@ -110,6 +117,7 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
                 tensor_parallel_size=generation.tensor_parallel_size,
                 on_gpu=r.generator.gpus > 0,
                 adapter_parameters=adapters,
+                shares_base=shares_base(config),
             ),
         ),
         _learner_memory(config, policy, adapters),

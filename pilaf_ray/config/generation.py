@@ -42,6 +42,8 @@ class GenerationSection(Section):
     """Threads of an engine on a CPU."""
     enforce_eager: bool = True
     """Do not compile or capture graphs."""
+    share_base: bool = True
+    """With model.lora, policy and reference are computed by one network: one device an engine, nothing compiled."""
     speculation: SpeculationSection | None = None
     """The policy drafts ahead, and the reference judges several tokens at once: changes no response. CPUs only."""
 

@@ -11,7 +11,7 @@ from pilaf_ray.engines.cpu_options import cpu_options
 from pilaf_ray.engines.in_process_executor import choose_executor
 from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
 from pilaf_ray.engines.speculation_settings import Speculation, speculation_arguments
-from pilaf_ray.engines.vllm_plugin import ARCHITECTURE, TRANSPORTS
+from pilaf_ray.engines.vllm_plugin import ADAPTED_ARCHITECTURE, ARCHITECTURE, TRANSPORTS
 from pilaf_ray.errors import ConfigError
 
 
@@ -22,6 +22,7 @@ def engine_arguments(
     reference_path: str,
     transport: str,
     speculation: Speculation | None,
+    shares_base: bool,
 ) -> AsyncEngineArgs:
     """vLLM's arguments from the generator's own ``settings``, which carry vLLM's names already.
 
@@ -29,6 +30,7 @@ def engine_arguments(
         architecture: the one that policy and reference share.
         transport: how new weights arrive.
         speculation: how far the policy drafts ahead, if it does.
+        shares_base: the policy is the reference with adapters.
 
     Raises:
         ConfigError: this machine's engine cannot draft ahead.
@@ -41,7 +43,7 @@ def engine_arguments(
         **speculation_arguments(speculation),
         distributed_executor_backend=choose_executor(settings["tensor_parallel_size"]),
         hf_overrides={
-            "architectures": [ARCHITECTURE],
+            "architectures": [ADAPTED_ARCHITECTURE if shares_base else ARCHITECTURE],
             ARCHITECTURE_KEY: architecture,
             REFERENCE_KEY: reference_path,
         },

@@ -61,6 +61,8 @@ class Generator:
         recompute_caches: after a weight update, compute the KV of running requests anew under the
             new weights; otherwise they keep what the old ones left, and only new requests start afresh.
         takes_turns: the learner uses the same device while this engine rests.
+        shares_base: the policy is the reference with adapters, which is all that updates bring: one network computes
+            both. One worker without compilation only.
 
     Raises:
         ConfigError: a limit or the transport is wrong, or the engine cannot draft ahead.
@@ -90,6 +92,7 @@ class Generator:
         recompute_caches: bool = False,
         takes_turns: bool = False,
         speculation: Speculation | None = None,
+        shares_base: bool = False,
     ) -> None:
         check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         check_speculation(speculation, tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager)
@@ -115,7 +118,7 @@ class Generator:
         self._temperature, self._top_p = temperature, top_p
         self._cpu_threads = cpu_threads
         self._transport = weight_transport
-        self._speculation = speculation
+        self._speculation, self._shares_base = speculation, shares_base
         self._engine: AsyncLLM | None = None
         self._weights = WeightUpdater(
             lambda: self._live_engine,
@@ -161,6 +164,7 @@ class Generator:
             reference_path=self._reference_path,
             transport=self._transport,
             speculation=self._speculation,
+            shares_base=self._shares_base,
         )
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._scheduling])
         await self._engine.update_weight_version(version_label(self.version))

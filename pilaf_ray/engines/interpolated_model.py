@@ -63,8 +63,12 @@ class InterpolatedForCausalLM(nn.Module):
         """Hidden states (tokens, 2·hidden): the policy's, then the reference's."""
         if intermediate_tensors is not None or inputs_embeds is not None:
             raise NotImplementedError("an interpolated model has no pipeline stages and takes token ids")
+        return torch.cat(self._states(input_ids, positions), dim=-1)
+
+    def _states(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (tokens, hidden) of policy and reference."""
         policy = self.policy(input_ids, positions)
-        return torch.cat((policy, self._reference_states(input_ids, positions, like=policy)), dim=-1)
+        return policy, self._reference_states(input_ids, positions, like=policy)
 
     def _reference_states(
         self, input_ids: torch.Tensor, positions: torch.Tensor, *, like: torch.Tensor
@@ -92,12 +96,16 @@ class InterpolatedForCausalLM(nn.Module):
         policy_states, reference_states = hidden_states.chunk(2, dim=-1)
         rows = self.shelf.claim_rows()
         if rows:
-            mixed = reference_states[list(rows)]
-            reference = self.reference.compute_logits(mixed)
+            logits, reference = self._logits(policy_states, reference_states[list(rows)])
             if reference is not None:
                 self.shelf.put(reference)
-        logits: torch.Tensor | None = self.policy.compute_logits(policy_states.contiguous())
-        return logits if rows is not None or logits is None else logits.log_softmax(-1, dtype=torch.float32)
+            return logits
+        plain: torch.Tensor | None = self.policy.compute_logits(policy_states.contiguous())
+        return plain if rows is not None or plain is None else plain.log_softmax(-1, dtype=torch.float32)
+
+    def _logits(self, policy: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logits (rows, vocab) of both from states (rows, hidden)."""
+        return self.policy.compute_logits(policy.contiguous()), self.reference.compute_logits(reference)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load both checkpoints; the loader yields the reference's names with its prefix."""

@@ -69,6 +69,13 @@ def adapter_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
                 yield name.removesuffix(end) + _SENT[letter], parameter
 
 
+def adapter_names(adapters: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Name of each adapted layer → names of its A and B among ``adapters``, which :func:`adapter_parameters` named."""
+    first = _SENT["A"]
+    stems = [name.removesuffix(first) for name in adapters if name.endswith(first)]
+    return {stem: (stem + first, stem + _SENT["B"]) for stem in stems}
+
+
 def merged(base: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
     """W + scale·B·A in fp32, shape of ``base``."""
     return base.float() + scale * (b.float() @ a.float())

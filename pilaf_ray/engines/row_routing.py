@@ -40,8 +40,27 @@ def forward_rows(
         rows: positions of the wanted requests in the batch, ascending.
         layers: the model's attention layers, from :func:`routable_layers`.
     """
+    tokens, plans, slots = narrow_plans(rows, layers)
+    inner = replace(get_forward_context(), attn_metadata=plans, slot_mapping=slots)
+    with override_forward_context(inner):
+        states = model(input_ids[tokens], positions[tokens])
+    whole = states.new_zeros(input_ids.shape[0], states.shape[-1])
+    whole[tokens] = states
+    return whole
+
+
+def narrow_plans(
+    rows: Sequence[int], layers: Sequence[str]
+) -> tuple[Tensor, dict[str, CPUAttentionMetadata], dict[str, Tensor]]:
+    """The tokens of ``rows`` in the flattened batch, and each layer's plan and slots for them alone.
+
+    Args:
+        rows: positions of the wanted requests in the batch, ascending.
+        layers: from :func:`routable_layers`.
+    """
     context = get_forward_context()
     plans: Any = context.attn_metadata
+    slots: Any = context.slot_mapping
     chosen = torch.tensor(rows)
     tokens = _tokens_of(plans[layers[0]].query_start_loc, chosen)
     narrowed: dict[int, CPUAttentionMetadata] = {}
@@ -50,17 +69,11 @@ def forward_rows(
         if id(plan) not in narrowed:
             sharing = [context.no_compile_layers[other] for other in layers if plans[other] is plan]
             narrowed[id(plan)] = _narrow(plan, chosen, tokens, sharing)
-    slots: Any = context.slot_mapping
-    inner = replace(
-        context,
-        attn_metadata={name: narrowed[id(plans[name])] for name in layers},
-        slot_mapping={name: slots[name][tokens] for name in layers if slots.get(name) is not None},
+    return (
+        tokens,
+        {name: narrowed[id(plans[name])] for name in layers},
+        {name: slots[name][tokens] for name in layers if slots.get(name) is not None},
     )
-    with override_forward_context(inner):
-        states = model(input_ids[tokens], positions[tokens])
-    whole = states.new_zeros(input_ids.shape[0], states.shape[-1])
-    whole[tokens] = states
-    return whole
 
 
 def _tokens_of(query_start_loc: Tensor, rows: Tensor) -> Tensor:

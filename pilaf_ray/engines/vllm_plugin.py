@@ -1,4 +1,4 @@
-"""Registers this package's model and weight transports with vLLM.
+"""Registers this package's models and weight transports with vLLM.
 
 vLLM calls :func:`register` in every one of its processes through the entry point
 group ``vllm.general_plugins``. Names are given as strings, so that nothing heavy is
@@ -6,20 +6,25 @@ imported before vLLM itself wants it.
 """
 
 ARCHITECTURE = "PilafInterpolatedForCausalLM"
+ADAPTED_ARCHITECTURE = "PilafAdaptedForCausalLM"
 TRANSPORTS = {"filesystem": "pilaf_filesystem", "gloo": "pilaf_gloo", "nccl": "pilaf_nccl"}
 """Setting ``weight_transport`` → name of the engine in vLLM's registry."""
 
 
 def register() -> None:
-    """Make the interpolated model and the weight transports known; harmless when repeated."""
+    """Make the interpolated models and the weight transports known; harmless when repeated."""
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     from pilaf_ray.engines.cpu_options import register_kernels
 
     register_kernels()
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM")
+    models = {
+        ARCHITECTURE: "pilaf_ray.engines.interpolated_model:InterpolatedForCausalLM",
+        ADAPTED_ARCHITECTURE: "pilaf_ray.engines.adapted_model:AdaptedForCausalLM",
+    }
+    for name in models.keys() - set(ModelRegistry.get_supported_archs()):
+        ModelRegistry.register_model(name, models[name])
     classes = {
         "filesystem": "FilesystemTransferEngine",
         "gloo": "PeerTransferEngine",

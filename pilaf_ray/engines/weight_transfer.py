@@ -23,6 +23,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from pilaf_ray.engines.adapted_model import AdaptedForCausalLM
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.lora import merge_stream
 from pilaf_ray.engines.weight_peers import fetch
@@ -72,9 +73,11 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
     ) -> None:
         if not isinstance(model, InterpolatedForCausalLM):
             raise WeightSyncError(f"the engine serves {type(model).__name__}, not the interpolated model")
-        super().__init__(config, vllm_config, device, model.policy)
+        self._adapters = model.adapters if isinstance(model, AdaptedForCausalLM) else None
+        super().__init__(config, vllm_config, device, model if self._adapters else model.policy)
         self._expected = model.policy_parameters
-        self._base = replace(model.secondary_weights[0], prefix="")
+        # Nothing is merged where the base is shared.
+        self._base = None if self._adapters else replace(model.secondary_weights[0], prefix="")
         self._fetched: NamedTensors = []
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
@@ -113,6 +116,11 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
 
     def _load(self, ticket: TicketInfo) -> None:
         fetched, self._fetched = self._fetched, []
+        if self._adapters is not None:
+            if ticket.adapter_scale is None:
+                raise WeightSyncError("whole weights were sent to an engine that takes adapters: it shares its base")
+            self._adapters.replace(dict(fetched), scale=ticket.adapter_scale)
+            return
         weights: Iterator[tuple[str, torch.Tensor]] = iter(fetched)
         if ticket.adapter_scale is not None:
             weights = self._adapted_reference(dict(fetched), scale=ticket.adapter_scale)
@@ -136,6 +144,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         They are read from the reference's files, which stay in the page cache: the reference half itself
         is fused, divided among workers and, on CPUs, packed, and its originals are gone.
         """
+        assert self._base is not None
         files = DefaultModelLoader(replace(self.vllm_config.load_config, use_tqdm_on_load=False))
         base = files._get_weights_iterator(self._base)
         return merge_stream(base, adapters, scale=scale, dtype=self.model_config.dtype)

@@ -16,10 +16,11 @@ from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2
 from pilaf_ray.engines.generator import Generator
 from pilaf_ray.engines.lora import adapter_parameters, add_adapters
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.engines.weight_publishers import WeightPublisher, make_publisher
 from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.errors import WeightSyncError
-from pilaf_ray.types import GenerationRequest
+from pilaf_ray.types import GenerationRequest, SampledResponse
 
 PROMPT, RESPONSE = [3, 77, 140], [8, 500, 61, 61]
 
@@ -27,7 +28,9 @@ PROMPT, RESPONSE = [3, 77, 140], [8, 500, 61, 61]
 class Adapted:
     """An engine that starts as its reference, a model with adapters, and what both should be, in transformers."""
 
-    def __init__(self, *, make: Callable[..., Path], transport: str, lora: LoraSettings, root: Path) -> None:
+    def __init__(
+        self, *, make: Callable[..., Path], transport: str, lora: LoraSettings, root: Path, **settings: Any
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self.lora = lora
         self.folder = make(root / "base", seed=0)
@@ -44,10 +47,15 @@ class Adapted:
             max_num_seqs=8,
             kv_cache_gib=0.05,
             weight_transport=transport,
+            **settings,
         )
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run_until_complete(work)
+
+    async def together(self, requests: list[GenerationRequest]) -> list[SampledResponse]:
+        """In one batch."""
+        return await asyncio.gather(*(self.generator.generate(request) for request in requests))
 
     def adapted(self, seed: int) -> torch.nn.Module:
         """The base with random adapters."""
@@ -75,19 +83,33 @@ CASES = {
         make_tiny_llama,
         "gloo",
         LoraSettings(rank=4, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj", "up_proj")),
+        {},
     ),
     "untied qwen2, filesystem, all linear layers": (
         make_tiny_qwen2,
         "filesystem",
         LoraSettings(rank=2, alpha=2.0, dropout=0.0, targets="all-linear"),
+        {},
+    ),
+    "one base, tied llama, gloo, part of the fused projections": (
+        make_tiny_llama,
+        "gloo",
+        LoraSettings(rank=4, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj", "up_proj")),
+        {"shares_base": True},
+    ),
+    "one base, untied qwen2, filesystem, all linear layers, drafting ahead": (
+        make_tiny_qwen2,
+        "filesystem",
+        LoraSettings(rank=2, alpha=2.0, dropout=0.0, targets="all-linear"),
+        {"shares_base": True, "speculation": Speculation(tokens=4, adaptive=False)},
     ),
 }
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
-    make, transport, lora = request.param
-    adapted = Adapted(make=make, transport=transport, lora=lora, root=tmp_path_factory.mktemp("run"))
+    make, transport, lora, settings = request.param
+    adapted = Adapted(make=make, transport=transport, lora=lora, root=tmp_path_factory.mktemp("run"), **settings)
     adapted.run(adapted.generator.start())
     yield adapted
     adapted.close()
@@ -109,11 +131,14 @@ def check(adapted: Adapted, policy: torch.nn.Module, version: int) -> None:
     rows = mixed_logprobs(policy, adapted.base, PROMPT + RESPONSE, 0.0)[len(PROMPT) - 1 : -1]
     expected = rows.gather(1, torch.tensor(RESPONSE).unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-4, rtol=0)
-    for coefficient in (0.0, -1.0, 0.5):
-        request = GenerationRequest(
-            request_id=f"{version}-{coefficient}", prompt_token_ids=(5, 6, 7), coefficient=coefficient, seed=11
+    asked = ((0.0, (5, 6, 7)), (-1.0, (5, 6, 7)), (0.5, (9, 8)), (0.0, (4,)), (-1.5, (1, 2, 3, 4)))
+    requests = [
+        GenerationRequest(
+            request_id=f"{version}-{coefficient}", prompt_token_ids=prompt, coefficient=coefficient, seed=11
         )
-        response = adapted.run(adapted.generator.generate(request))
+        for coefficient, prompt in asked
+    ]
+    for request, response in zip(requests, adapted.run(adapted.together(requests)), strict=True):
         assert_replayed(response, request, [(policy, 8)], adapted.base)
         assert {span.version for span in response.versions} == {version}
 
