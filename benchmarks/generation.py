@@ -1,32 +1,40 @@
 """What a PILAF pair costs to sample: `python -m benchmarks.generation configs/quickstart.yaml [key=value …]`.
 
-The run's own generator settings, the same prompts and seeds for every sampler; each sampler is
-timed several times in turn, so that a slow moment of the machine falls on all of them. The prefix cache is
-cold at every repetition, as it is after a weight update.
+The run's own generator settings, the same prompts and seeds for every row; each is timed several times in turn, so
+that a slow moment of the machine falls on all of them. The prefix cache is cold at every repetition, as it
+is after a weight update.
 
-Two engines take turns, one that drafts ahead and one that does not. `--betas` adds PILAF with other β, for which
-the policy should not be the reference: `model.policy` names one that was trained.
+Beside the run's engine there are one that drafts ahead, with `model.lora` one whose policy and reference share their
+base, vLLM with the policy alone, and a loop over two models of transformers (`--peers`). `--betas` adds PILAF with
+other β, for which the policy should not be the reference: `model.policy` names one that was trained.
 """
 
 import asyncio
 import json
+import os
 import statistics
 import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.generation_engines import Engine, HuggingFaceLoop, Ours, PlainVllm
 from benchmarks.machine import machine
 from pilaf_ray.build import build_inputs, generator_arguments
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.generator import Generator
 from pilaf_ray.engines.speculation_settings import Speculation
+from pilaf_ray.resource_plan import lora_settings
 from pilaf_ray.types import DraftCounts, GenerationRequest, Prompt
+
+OWN, DRAFTING, SHARED, SHARED_DRAFTING = "", "speculation", "one base", "one base, speculation"
+VLLM, HUGGING_FACE = "plain vLLM", "Hugging Face, two models"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +43,13 @@ class Case:
 
     sampler: str
     beta: float
-    drafting: bool
+    engine: str
 
     @property
     def name(self) -> str:
         """What the row is called."""
-        beta = f", β = {self.beta:g}" if self.sampler != "vanilla" else ""
-        return self.sampler + beta + (", speculation" if self.drafting else "")
+        beta = f"β = {self.beta:g}" if self.sampler != "vanilla" else ""
+        return ", ".join(part for part in (self.sampler, beta, self.engine) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,46 +81,53 @@ def requests(prompts: list[Prompt], case: Case, *, round_number: int) -> list[Ge
     return found
 
 
+def make_engines(config: RunConfig, arguments: dict[str, Any], speculation: Speculation) -> dict[str, Engine]:
+    """Every engine that a row may want; none is started."""
+    lora = lora_settings(config)
+    made: dict[str, Engine] = {VLLM: PlainVllm(arguments), HUGGING_FACE: HuggingFaceLoop(arguments)}
+    for name, drafting, shared in (
+        (OWN, None, False),
+        (DRAFTING, speculation, False),
+        (SHARED, None, True),
+        (SHARED_DRAFTING, speculation, True),
+    ):
+        if not shared or lora is not None:
+            made[name] = Ours({**arguments, "speculation": drafting, "shares_base": shared}, lora)
+    return made
+
+
 async def measure(
-    config: RunConfig, cases: list[Case], speculation: Speculation, *, pairs: int, repetitions: int
+    engines: dict[str, Engine], prompts: Sequence[Prompt], cases: list[Case], *, pairs: int, repetitions: int
 ) -> dict[Case, list[Timing]]:
     """Repetitions of each case; the first, untimed round warms the engines up."""
-    inputs = build_inputs(config)
-    arguments = generator_arguments(config, inputs)
-    engines = {
-        drafting: Generator(**{**arguments, "speculation": speculation if drafting else None})
-        for drafting in (False, True)
-    }
+    wanted = {case.engine: engines[case.engine] for case in cases}
     results: dict[Case, list[Timing]] = {case: [] for case in cases}
-    try:
-        for engine in engines.values():
+    async with AsyncExitStack() as stack:
+        for engine in wanted.values():
             await engine.start()
+            stack.push_async_callback(engine.stop)
         for number in range(repetitions + 1):
-            prompts = list(inputs.train.prompts[number * pairs : (number + 1) * pairs])
+            some = list(prompts[number * pairs : (number + 1) * pairs])
             for case, runs in results.items():
-                timing = await _time(engines[case.drafting], requests(prompts, case, round_number=number))
+                timing = await _time(wanted[case.engine], requests(some, case, round_number=number))
                 if number > 0:
                     runs.append(timing)
-    finally:
-        for engine in engines.values():
-            await engine.stop()
     return results
 
 
-async def _time(generator: Generator, wanted: list[GenerationRequest]) -> Timing:
-    generator.forget_prefixes()
-    before = await generator.draft_counts()
+async def _time(engine: Engine, wanted: list[GenerationRequest]) -> Timing:
+    before = await engine.counts()
     started = time.perf_counter()
-    responses = await asyncio.gather(*(generator.generate(request) for request in wanted))
+    tokens = await engine.sample(wanted)
     seconds = time.perf_counter() - started
-    after = await generator.draft_counts()
+    after = await engine.counts()
     counts = DraftCounts(
         drafted=after.drafted - before.drafted,
         judged=after.judged - before.judged,
         kept=after.kept - before.kept,
         passes=after.passes - before.passes,
     )
-    return Timing(seconds=seconds, tokens=sum(len(r.token_ids) for r in responses), counts=counts)
+    return Timing(seconds=seconds, tokens=tokens, counts=counts)
 
 
 def summary(case: Case, runs: list[Timing], *, pairs: int, vanilla: float) -> dict[str, str | float]:
@@ -130,27 +145,40 @@ def summary(case: Case, runs: list[Timing], *, pairs: int, vanilla: float) -> di
     }
 
 
+def choose_cases(config: RunConfig, *, betas: str, peers: bool) -> list[Case]:
+    """The rows of the table; the first is what the others are compared with."""
+    beta = config.algorithm.beta
+    cases = [Case(sampler=sampler, beta=beta, engine=OWN) for sampler in ("vanilla", "hybrid", "pilaf")]
+    cases += [Case(sampler=sampler, beta=beta, engine=DRAFTING) for sampler in ("vanilla", "pilaf")]
+    if config.model.lora is not None:
+        cases += [Case(sampler="pilaf", beta=beta, engine=engine) for engine in (SHARED, SHARED_DRAFTING)]
+        cases += [Case(sampler="vanilla", beta=beta, engine=SHARED)]
+    if peers:
+        cases += [
+            Case(sampler="vanilla", beta=beta, engine=VLLM),
+            Case(sampler="pilaf", beta=beta, engine=HUGGING_FACE),
+        ]
+    return cases + [Case(sampler="pilaf", beta=float(other), engine=DRAFTING) for other in betas.split(",") if other]
+
+
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
     pairs: int = 16,
     repetitions: int = 3,
     betas: Annotated[str, typer.Option(help="β of further rows with speculation, with commas between them")] = "",
+    peers: Annotated[bool, typer.Option(help="Also vLLM alone and a loop of transformers.")] = True,
+    file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print a table and one line of JSON."""
     config = load_config(config_path, overrides or [])
     section = config.generation.speculation
     speculation = Speculation(tokens=section.tokens, adaptive=section.adaptive) if section else Speculation()
-    beta = config.algorithm.beta
-    cases = [
-        Case(sampler="vanilla", beta=0.0, drafting=False),
-        Case(sampler="hybrid", beta=beta, drafting=False),
-        Case(sampler="pilaf", beta=beta, drafting=False),
-        Case(sampler="vanilla", beta=0.0, drafting=True),
-        Case(sampler="pilaf", beta=beta, drafting=True),
-        *(Case(sampler="pilaf", beta=float(other), drafting=True) for other in betas.split(",") if other),
-    ]
-    results = asyncio.run(measure(config, cases, speculation, pairs=pairs, repetitions=repetitions))
+    inputs = build_inputs(config)
+    engines = make_engines(config, generator_arguments(config, inputs), speculation)
+    cases = choose_cases(config, betas=betas, peers=peers)
+    load = os.getloadavg()
+    results = asyncio.run(measure(engines, inputs.train.prompts, cases, pairs=pairs, repetitions=repetitions))
     vanilla = statistics.median(pairs / run.seconds for run in results[cases[0]])
     rows = [summary(case, runs, pairs=pairs, vanilla=vanilla) for case, runs in results.items()]
     columns = ["tokens/s", "pairs/s", "pairs/s over vanilla", "spread", "drafts kept", "tokens a reference forward"]
@@ -158,7 +186,16 @@ def main(
     for row in rows:
         table.add_row(str(row["sampler"]), *(f"{row[key]:.3g}" for key in list(row)[1:]))
     Console(stderr=True).print(table)
-    print(json.dumps({"machine": machine(), "pairs": pairs, "repetitions": repetitions, "results": rows}))
+    told = {
+        "machine": machine(),
+        "pairs": pairs,
+        "repetitions": repetitions,
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "results": rows,
+    }
+    print(json.dumps(told))
+    if file is not None:
+        file.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
