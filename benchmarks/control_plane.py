@@ -13,7 +13,6 @@ Ray's messages are in neither: there is no Ray here.
 """
 
 import asyncio
-import gc
 import json
 import os
 import pstats
@@ -47,6 +46,7 @@ from benchmarks.workers import forget_peak, peak_mib
 from pilaf_ray.data.prompts import PromptCursor
 from pilaf_ray.evaluation.step_metrics import step_metrics
 from pilaf_ray.observability.sinks import JsonlSink
+from pilaf_ray.pipeline import cycle_collector
 from pilaf_ray.pipeline.budget import RunBudget
 from pilaf_ray.pipeline.controller import Controller
 from pilaf_ray.pipeline.ports import Ports
@@ -181,7 +181,8 @@ async def run(settings: Settings, cluster: Cluster, ledger: LedgerThread, metric
 def measure(settings: Settings, cluster: Cluster, *, where: str, folder: Path | None, profile: bool) -> Measured:
     """A run on a ledger of its own; profiles are printed as they are made."""
     loops, ledgers = (Profile(), Profile()) if profile else (None, None)
-    gc.collect()
+    # As a run's controller does.
+    cycle_collector.calm()
     forget_peak()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         url = f"sqlite:///{scratch}/preferences.db" if where == "disk" else "sqlite://"

@@ -27,6 +27,7 @@ from pilaf_ray.generator_numbers import follow_numbers
 from pilaf_ray.learner_side import LearnerSide
 from pilaf_ray.observability.call_trace import CallTrace
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.pipeline import cycle_collector
 from pilaf_ray.pipeline.controller import STOPPED, Controller
 from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
@@ -101,6 +102,7 @@ def _train_with_one_reference(
     spare = 0.0 if config.generation.elastic else SPARE_GENERATORS * config.resources.generator.cpus
     with ray_cluster(address=config.resources.address, num_cpus=config.total_cpus + spare):
         run = TrainingRun(config, inputs, folder, console, until_step=until)
+        cycle_collector.calm()
         asyncio.run(run.run(resume=resume))
     return run.ended_by == build.ROUND_ENDED
 

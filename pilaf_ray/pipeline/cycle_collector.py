@@ -1,0 +1,17 @@
+"""How often Python looks for garbage in cycles, in a process that keeps many pairs in flight."""
+
+import gc
+
+THRESHOLDS = (50_000, 50, 50)
+"""New objects that are not freed until the young are searched, and such searches until older ones are searched too."""
+
+
+def calm() -> None:
+    """Search seldom: pairs in flight are hundreds of thousands of living objects, and each search walks over them.
+
+    Python's own thresholds search after 700 new objects; a fifth of the control plane's time went there with 10⁵ pairs
+    in flight (`benchmarks.control_plane`). What is there now, modules above all, is not searched again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*THRESHOLDS)
