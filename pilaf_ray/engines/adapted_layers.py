@@ -96,6 +96,11 @@ class RowAdapters:
         for layer in self._layers.values():
             layer.register_forward_hook(self._add)
 
+    @property
+    def adaptable(self) -> frozenset[str]:
+        """The linear layers, by the names that they have where nothing is fused."""
+        return frozenset(self._places)
+
     def replace(self, adapters: Mapping[str, Tensor], *, scale: float) -> None:
         """Serve these instead.
 
@@ -111,8 +116,8 @@ class RowAdapters:
             place = self._places.get(stem)
             if place is None:
                 raise WeightSyncError(
-                    f"adapter tensors fit no weight of the reference, e.g. {stem}: its engine names its layers "
-                    "otherwise than the learner's model; set generation.share_base: false"
+                    f"adapter tensors fit no weight of the reference, e.g. {stem}: "
+                    "they were trained on another model than the one that generators serve"
                 )
             part = _Part(start=place.start, end=place.end, a=adapters[a], b=adapters[b].T.contiguous())
             parts.setdefault(self._layers[place.layer], []).append(part)

@@ -10,7 +10,7 @@ Weights are in memory once, and a step reads them once, where
 :class:`pilaf_ray.engines.interpolated_model.InterpolatedForCausalLM` has two networks, one after the other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from pilaf_ray.engines.adapted_layers import RowAdapters, RowSplit, share_attent
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.reference_shelf import REFERENCE
 from pilaf_ray.engines.row_routing import narrow_plans, routable_layers
+from pilaf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -69,8 +70,25 @@ class AdaptedForCausalLM(InterpolatedForCausalLM):
         return (None, None) if both is None else (both[: len(policy)], both[len(policy) :])
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the one checkpoint."""
-        return {f"base.{name}" for name in self.base.load_weights(weights)}
+        """Load the one checkpoint.
+
+        Raises:
+            ConfigError: its layers are named otherwise than the network's, so that adapters could not be placed.
+        """
+        names: set[str] = set()
+
+        def noted() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in weights:
+                names.add(name.removesuffix(".weight"))
+                yield name, tensor
+
+        loaded = {f"base.{name}" for name in self.base.load_weights(noted())}
+        if strange := self.adapters.adaptable - names:
+            raise ConfigError(
+                f"vLLM names layers of this architecture otherwise than its files ({min(strange)}), so adapters "
+                "cannot be placed in a shared base: set generation.share_base: false"
+            )
+        return loaded
 
 
 class _Side:

@@ -10,6 +10,7 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.data.tiny_models import make_tiny_gpt2, make_tiny_llama
 from pilaf_ray.engines.lora import merge_stream
 from pilaf_ray.engines.lora_checks import LoraSettings, count_adapter_parameters
+from pilaf_ray.engines.scoring import load_network
 from pilaf_ray.errors import ConfigError, ModelError, WeightSyncError
 from pilaf_ray.memory import MIB
 from pilaf_ray.resource_plan import role_memory
@@ -95,6 +96,25 @@ def test_the_estimate_of_the_learner_counts_states_of_adapters_only(model: Path)
     assert (adapted["weights to send"], whole["weights to send"]) == (4 * a, 4 * n)
     assert (served["weights received"], served_adapted["weights received"]) == (4 * n, 4 * a)
     assert adapted["activations"] == whole["activations"] > MIB / 1024
+
+
+@pytest.mark.parametrize(
+    ("overrides", "networks"),
+    [
+        ([], 1),
+        (["generation.share_base=false"], 2),
+        (["generation.enforce_eager=false"], 2),
+        (["generation.tensor_parallel_size=2"], 2),
+        (["model.lora=null"], 2),
+    ],
+)
+def test_one_network_of_a_generator_serves_both_where_adapters_can_be_added(
+    model: Path, overrides: list[str], networks: int
+) -> None:
+    words = [f"model.policy={model}", "model.lora={rank: 2, alpha: 4}", *overrides]
+    generator = {e.role: dict(e.host) for e in role_memory(load_config(TINY, words))}["generator"]
+    parameters = sum(p.numel() for p in load_network(str(model), dtype=torch.float32).parameters())
+    assert generator["weights"] == networks * 4 * parameters
 
 
 def test_a_stream_is_merged_where_an_adapter_fits_and_leftovers_are_refused() -> None:
