@@ -125,14 +125,14 @@ class Job:
         return ["controller", *(r for r, start in ROLES.items() if start and any(t.startswith(start) for t in titles))]
 
     def processes(self) -> list[tuple[str, psutil.Process]]:
-        """Every process of the run with its role; those of Ray itself are called ``ray``."""
+        """Every process of the run with its role; Ray's own are called ``ray gcs_server`` and the like."""
         driver = self.victim("controller") or self.process
         named = [("controller", driver)]
         for process in self._descendants():
             called = title(process)
-            role = next((role for role, start in ROLES.items() if start and called.startswith(start)), "ray")
+            role = next((role for role, start in ROLES.items() if start and called.startswith(start)), None)
             if process.pid != driver.pid:
-                named.append((role, process))
+                named.append((role or _own_name(called), process))
         return named
 
     def strike(self, victim: psutil.Process, kind: str) -> None:
@@ -231,6 +231,13 @@ def title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def _own_name(called: str) -> str:
+    """Of a process of Ray's, from its command line: the script that Python runs, or the program."""
+    words = called.split()
+    scripts = [word for word in words if word.endswith(".py")]
+    return f"ray {Path((scripts or words or ['worker'])[0]).stem}".replace("ray ray::", "ray ")
 
 
 def _lines(path: Path, *, since: int = 0) -> list[dict[str, Any]]:

@@ -17,7 +17,12 @@ logger = logging.getLogger(__name__)
 _RAYLET_ENVIRONMENT = {"RAY_process_group_cleanup_enabled": "true"}
 # Ray turns token authentication on for a new local cluster unless told; a single-user
 # cluster on loopback has no use for it, and an existing cluster's own setting wins.
-_LOCAL_DEFAULTS = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+_LOCAL_DEFAULTS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's record of the newest calls, for its dashboard: 100,000 of them grow to 300 MiB over thousands of steps.
+    "RAY_task_events_max_num_task_in_gcs": "5000",
+}
 
 _REACH_SECONDS = 20.0
 """Ray itself waits for minutes for a head that is not there, and prints pages meanwhile."""
