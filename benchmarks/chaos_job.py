@@ -132,7 +132,7 @@ class Job:
             called = title(process)
             role = next((role for role, start in ROLES.items() if start and called.startswith(start)), None)
             if process.pid != driver.pid:
-                named.append((role or _own_name(called), process))
+                named.append((role or own_name(called), process))
         return named
 
     def strike(self, victim: psutil.Process, kind: str) -> None:
@@ -233,11 +233,11 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def _own_name(called: str) -> str:
-    """Of a process of Ray's, from its command line: the script that Python runs, or the program."""
-    words = called.split()
-    scripts = [word for word in words if word.endswith(".py")]
-    return f"ray {Path((scripts or words or ['worker'])[0]).stem}".replace("ray ray::", "ray ")
+def own_name(called: str) -> str:
+    """Of a process of Ray's, by its command line: the program, or the script that Python runs."""
+    program, *words = called.split() or ["process"]
+    scripts = [word for word in words if word.endswith(".py")] if "python" in program else []
+    return f"ray {Path((scripts or [program])[0]).stem.removeprefix('ray::')}"
 
 
 def _lines(path: Path, *, since: int = 0) -> list[dict[str, Any]]:

@@ -134,10 +134,12 @@ def main(
         code = job.stop(START_SECONDS)
     finally:
         job.end()
-    series = by_role(readings)
-    slopes = {role: slope(found) for role, found in series.items()}
     results.mkdir(parents=True, exist_ok=True)
     write_csv(readings, results / "soak.csv")
+    moments = len({reading.seconds for reading in readings})
+    # What came or went meanwhile has no slope.
+    series = {role: found for role, found in by_role(readings).items() if len(found) > moments / 2}
+    slopes = {role: slope(found) for role, found in series.items()}
     draw(series, slopes, results / "soak.png")
     told = {
         "minutes": minutes,

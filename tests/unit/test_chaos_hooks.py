@@ -19,7 +19,7 @@ from benchmarks import network_cut, small_disk
 from benchmarks.chaos_books import look
 from benchmarks.chaos_faults import Cell, cell, choose, free_roles
 from benchmarks.chaos_hooks import sitecustomize as hooks
-from benchmarks.chaos_job import FAULTS, MORE, ROLES, Fault, _is_own
+from benchmarks.chaos_job import FAULTS, MORE, ROLES, Fault, _is_own, own_name
 
 ROOT = Path(__file__).parents[2]
 PLACES = sorted({*hooks.WORK, *((module, owner, method) for _, module, owner, method in hooks.PHASES)})
@@ -86,6 +86,20 @@ def test_roles_of_another_run_in_the_same_cluster_are_left_alone(job: str | None
             assert _is_own(psutil.Process(process.pid)) is own
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("/lib/ray/gcs/gcs_server --log_dir=/tmp", "ray gcs_server"),
+        ("/lib/ray/raylet/raylet --worker_command=/bin/python /lib/ray/setup_worker.py", "ray raylet"),
+        ("/bin/python -u /lib/ray/_private/log_monitor.py --logs-dir=/tmp", "ray log_monitor"),
+        ("ray::DashboardAgent", "ray DashboardAgent"),
+        ("", "ray process"),
+    ],
+)
+def test_processes_of_rays_are_told_apart(called: str, name: str) -> None:
+    assert own_name(called) == name
 
 
 def test_a_run_without_a_ledger_has_lost_nothing(tmp_path: Path) -> None:
