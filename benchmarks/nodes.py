@@ -1,4 +1,4 @@
-"""A run over several Ray nodes on one machine, one of which is lost or cut off: ``python -m benchmarks.nodes``.
+"""A run over Ray nodes on one machine that are lost, cut off, come and go: ``python -m benchmarks.nodes``.
 
 Needs root and the commands ``ip`` and ``curl``. Each node is a raylet in a network namespace of its own, on one bridge:
 everything between roles crosses a network whose addresses are not the machine's. The generator is on the first node, a
@@ -6,19 +6,18 @@ ZeRO-3 learner has one rank on each of two others.
 
 ``--fault loss``: when some steps are done every process of one learner's node is killed and a new node joins; the run
 must rebuild its learner there. ``--fault partition --seconds 20``: that node's cable is drawn and put back after so
-long, with a spare node standing by; what is cut off lives on and comes back. Either way the run must end, with books
-that add up.
+long, with a spare node standing by; what is cut off lives on and comes back. ``--fault drain``: generators follow the
+cluster's nodes; one comes, and is drained as if it were preempted while its generator has work. Each time the run must
+end, with books that add up.
 """
 
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -27,113 +26,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.chaos_books import Books, read_books
-from benchmarks.chaos_job import leave_nothing_behind
-
-ROOT = Path(__file__).parents[1]
-BRIDGE, PREFIX, PORT = "pilaf-br", "10.77.0", 6390
-HEAD = f"{PREFIX}.10"
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_process_group_cleanup_enabled": "true",
-    # As on clusters of several machines: nothing may rely on the loopback device being shared.
-    "RAY_ADDRESS": f"{HEAD}:{PORT}",
-}
-
-
-def ip(*words: str) -> None:
-    """The command of that name; raises where it fails."""
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-class Node:
-    """A network namespace with a raylet in it."""
-
-    def __init__(self, number: int) -> None:
-        self.name, self.address = f"pilaf-{number}", f"{PREFIX}.{10 + number}"
-        self._cable = f"pilaf-v{number}"
-        ip("netns", "add", self.name)
-        ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        ip("link", "set", self._cable, "master", BRIDGE, "up")
-        for words in (("addr", "add", f"{self.address}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
-            ip("-n", self.name, *words)
-        ip("-n", self.name, "link", "set", "lo", "up")
-
-    def command(self, *words: str) -> list[str]:
-        """``words`` inside the namespace."""
-        return ["ip", "netns", "exec", self.name, *words]
-
-    def start(self, *, pool: str, cpus: int, head: bool = False) -> None:
-        """Start Ray here; the first node is the head."""
-        ray = [str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={self.address}"]
-        role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if head else [f"--address={HEAD}:{PORT}"]
-        labels = [f"--num-cpus={cpus}", f"--labels=pool={pool}", "--disable-usage-stats"]
-        without = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        started = subprocess.run(
-            self.command(*ray, *role, *labels),
-            env={**without, **{key: value for key, value in ENVIRONMENT.items() if key != "RAY_ADDRESS"}},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if started.returncode:
-            raise RuntimeError(f"Ray does not start on {self.name}: {started.stdout}{started.stderr}")
-
-    def pids(self) -> list[int]:
-        """The node's processes."""
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
-        return [int(word) for word in listed.stdout.split()]
-
-    def hosts(self, title: str) -> bool:
-        """Whether a process that calls itself so is on the node."""
-        return any(_title(pid).startswith(title) for pid in self.pids())
-
-    def kill(self) -> int:
-        """SIGKILL to everything on the node; returns how many processes that were."""
-        pids = self.pids()
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        return len(pids)
-
-    def cut(self) -> None:
-        """Draw the node's cable; its processes live on."""
-        ip("link", "set", self._cable, "down")
-
-    def heal(self) -> None:
-        """Put it back."""
-        ip("link", "set", self._cable, "up")
-
-    def remove(self) -> None:
-        """End the node and its network."""
-        self.kill()
-        # A namespace whose last process is still dying would keep its end of the cable.
-        ip("link", "del", self._cable)
-        ip("netns", "del", self.name)
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-@contextmanager
-def bridge() -> Iterator[list[Node]]:
-    """The network; nodes that are put into the list are removed at the end."""
-    ip("link", "add", BRIDGE, "type", "bridge")
-    ip("addr", "add", f"{PREFIX}.1/24", "dev", BRIDGE)
-    ip("link", "set", BRIDGE, "up")
-    nodes: list[Node] = []
-    try:
-        yield nodes
-    finally:
-        for node in nodes:
-            node.remove()
-        ip("link", "del", BRIDGE)
+from benchmarks.chaos_job import ROOT, leave_nothing_behind
+from benchmarks.node_spaces import ENVIRONMENT, HEAD, PORT, Node, bridge
 
 
 class NodesRun:
@@ -187,10 +81,11 @@ class NodesRun:
 
 
 class Fault(StrEnum):
-    """What happens to a learner's node."""
+    """What happens to a learner's node, or to a generator's."""
 
     LOSS = "loss"
     PARTITION = "partition"
+    DRAIN = "drain"
 
 
 def lose(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
@@ -233,6 +128,40 @@ def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, An
     }
 
 
+def come_and_go(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
+    """Let a node for a generator join, drain it once that one samples, then end it. Returns what is to be told."""
+    new = Node(len(nodes))
+    nodes.append(new)
+    moment = time.time()
+    new.start(pool="generator", cpus=1)
+    run.wait(lambda: run.events("replica added"), 300)
+    joined, steps = time.time(), max(run.steps())
+    # Beyond those steps whose pairs were sampled before it came.
+    run.wait(lambda: max(run.steps()) >= steps + 3, 300)
+    hosted = new.hosts("ray::_Generator")
+    drained = time.time()
+    _drain(nodes[0], new)
+    run.wait(lambda: run.events("replica removed"), 120)
+    left = time.time()
+    steps = max(run.steps())
+    new.kill()
+    run.wait(lambda: max(run.steps()) > steps or run.process.poll() is not None, 120)
+    return {
+        "seconds_from_the_node_to_its_generator": round(joined - moment, 1),
+        "its_generator_was_on_it": hosted,
+        "seconds_from_the_notice_to_its_leave": round(left - drained, 1),
+        "responses_handed_back": run.events("replica removed")[0]["handed_back"],
+    }
+
+
+def _drain(head: Node, node: Node) -> None:
+    """As a cloud's notice of preemption does it."""
+    ray = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", f"{HEAD}:{PORT}"]
+    words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--node-id", node.ray_id()]
+    command = head.command(*ray, *words, "--deadline-remaining-seconds", "600")
+    subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, check=True)
+
+
 def main(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
     steps: Annotated[int, typer.Option(min=4, help="Of the run; the fault comes after the third.")] = 10,
@@ -249,11 +178,16 @@ def main(
         head.start(pool="generator", cpus=2, head=True)
         for node in nodes[1:]:
             node.start(pool="learner", cpus=1)
-        run = NodesRun(head, folder.resolve(), [f"run.max_steps={steps}", *(overrides or [])])
+        own = ["generation.elastic={least: 1, most: 2}"] if fault is Fault.DRAIN else []
+        run = NodesRun(head, folder.resolve(), [f"run.max_steps={steps}", *own, *(overrides or [])])
         try:
             run.wait(lambda: len(run.steps()) >= 3, 600)
             before = max(run.steps())
-            found = lose(run, nodes) if fault is Fault.LOSS else cut_off(run, nodes, seconds=seconds)
+            found = {
+                Fault.LOSS: lambda: lose(run, nodes),
+                Fault.PARTITION: lambda: cut_off(run, nodes, seconds=seconds),
+                Fault.DRAIN: lambda: come_and_go(run, nodes),
+            }[fault]()
             code = run.process.wait(300)
         finally:
             run.process.terminate()
