@@ -40,6 +40,7 @@ from benchmarks.chaos_faults import (
     count_cells,
     free_roles,
     inject,
+    strike_at_once,
 )
 from benchmarks.chaos_job import MOMENTS, ROOT, Fault, Job, leave_nothing_behind
 from benchmarks.machine import machine
@@ -48,6 +49,8 @@ from benchmarks.small_disk import small_disk
 RESULTS = ROOT / "docs/results/chaos"
 FULL_DISK_SHARE = 0.1
 """Of the faults of a run on a small disk."""
+PATIENCE, RELENTLESS_PATIENCE = 240.0, 900.0
+"""Seconds for a run to get past a fault; longer where others follow before it is."""
 START_SECONDS = 900.0
 """For the first steps: where DeepSpeed's operators are not built yet, that takes minutes."""
 
@@ -61,9 +64,10 @@ def run_chaos(
     plan: Sequence[Fault] | None = None,
     seconds: float,
     every: float = 0.0,
-    patience: float = 240.0,
+    patience: float = PATIENCE,
     met: Sequence[dict[str, Any]] = (),
     fills_disk: bool = False,
+    relentless: bool = False,
     note: Note = lambda _outcome: None,
 ) -> list[Outcome]:
     """Inject ``plan``, or faults that ``met`` has least often, for ``seconds``; then stop, resume and end.
@@ -72,6 +76,7 @@ def run_chaos(
         every: seconds from one fault to the next, at least; a plan's come one after the other.
         patience: seconds until a run that is not past a fault counts as lost; it is then ended and resumed.
         fills_disk: also fill the disk of the run's folder, which must be a small one.
+        relentless: strike whoever is there every ``every`` seconds, whether the run is past the faults before or not.
         note: told of each outcome.
     """
     storm = _Storm(job, random.Random(seed), count_cells(met), patience=patience, fills_disk=fills_disk, note=note)
@@ -85,7 +90,10 @@ def run_chaos(
             storm.settle()
     while plan is None and time.monotonic() - started < seconds:
         begun = time.monotonic()
-        storm.next()
+        if relentless:
+            storm.strike(moment_seconds=every / 2)
+        else:
+            storm.next()
         while time.monotonic() < begun + every:
             storm.look()
             time.sleep(0.1)
@@ -122,6 +130,19 @@ class _Storm:
         elif free:
             self.inject(fault if fault.role in free else choose(self._draw, free, self._counts, also=True))
         time.sleep(0.1)
+
+    def strike(self, *, moment_seconds: float) -> None:
+        """A fault to any role that has a process, at its moment, or at once where that does not come in time."""
+        self.look()
+        roles = self._job.roles()
+        fault = choose(self._draw, roles, self._counts, also=True)
+        pending = len(self._pending)
+        self.inject(fault, moment_seconds=moment_seconds)
+        if len(self._pending) > pending:
+            return
+        aftermath = strike_at_once(self._job, self._draw, patience=self._patience)
+        if aftermath is not None:
+            self._pending.append(aftermath)
 
     def inject(self, fault: Fault, *, moment_seconds: float = TRAP_SECONDS) -> None:
         """This fault, if its moment comes in time."""
@@ -237,12 +258,15 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Folder of the lines.")] = RESULTS,
     disk_mib: Annotated[int, typer.Option(min=0, help="Give the run a disk of its own, so large; 0: none.")] = 0,
+    relentless: Annotated[bool, typer.Option(help="Strike every so many seconds, also amid recoveries.")] = False,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
     """Inject faults and write down what became of them; exit code 1 if anything did not survive."""
     leave_nothing_behind()
     console = Console(width=160)
     where = machine()
+    if relentless and not every:
+        raise typer.BadParameter("--relentless needs --every: seconds from one fault to the next")
     facts = {"seed": seed, "commit": commit(), "cpu": where["cpu"], "cores": where["cores"], "config": config.name}
     journal = Journal(results, facts | {"overrides": overrides or []})
     folder = folder.resolve()
@@ -258,7 +282,8 @@ def main(
         try:
             outcomes = run_chaos(
                 job, seed=seed, seconds=60 * minutes, every=every, met=journal.faults(), note=note,
-                fills_disk=bool(disk_mib),
+                fills_disk=bool(disk_mib), relentless=relentless,
+                patience=RELENTLESS_PATIENCE if relentless else PATIENCE,
             )  # fmt: skip
         finally:
             job.end()

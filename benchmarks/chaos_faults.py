@@ -130,6 +130,17 @@ def inject(
     return Aftermath(job, fault, victim, before, struck=struck, step=step, mark=mark, patience=patience)
 
 
+def strike_at_once(job: Job, draw: random.Random, *, patience: float) -> "Aftermath | None":
+    """Kill or stop any role that has a process, whatever the run is doing; None where nobody has one."""
+    fault = Fault(role=draw.choice(job.roles()), kind=draw.choice(("SIGKILL", "SIGSTOP")), moment="recovery")
+    victim = job.victim(fault.role)
+    if victim is None:
+        return None
+    before, mark, step = look(job.path), job.event_mark(), job.last_step()
+    job.strike(victim, fault.kind)
+    return Aftermath(job, fault, victim, before, struck=time.time(), step=step, mark=mark, patience=patience)
+
+
 def _strike(
     job: Job, victim: psutil.Process, fault: Fault, meanwhile: Callable[[], object], moment_seconds: float
 ) -> float | None:
