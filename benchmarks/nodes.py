@@ -145,7 +145,8 @@ def come_and_go(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
     left = time.time()
     steps = max(run.steps())
     new.kill()
-    run.wait(lambda: max(run.steps()) > steps or run.process.poll() is not None, 120)
+    run.wait(lambda: max(run.steps()) > steps, 120)
+    run.process.terminate()
     return {
         "seconds_from_the_node_to_its_generator": round(joined - moment, 1),
         "its_generator_was_on_it": hosted,
@@ -164,7 +165,9 @@ def _drain(head: Node, node: Node) -> None:
 
 def main(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
-    steps: Annotated[int, typer.Option(min=4, help="Of the run; the fault comes after the third.")] = 10,
+    steps: Annotated[
+        int, typer.Option(min=4, help="Of the run; the fault comes after the third, and a drain ends it.")
+    ] = 10,
     fault: Annotated[Fault, typer.Option(help="What happens to a learner's node.")] = Fault.LOSS,
     seconds: Annotated[float, typer.Option(min=1.0, help="How long a partition lasts.")] = 20.0,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
@@ -189,6 +192,8 @@ def main(
                 Fault.DRAIN: lambda: come_and_go(run, nodes),
             }[fault]()
             code = run.process.wait(300)
+            if fault is Fault.DRAIN:
+                steps = len(run.steps())
         finally:
             run.process.terminate()
         books = read_books(run, batch_pairs=4)
