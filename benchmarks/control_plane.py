@@ -13,6 +13,7 @@ Ray's messages are in neither: there is no Ray here.
 """
 
 import asyncio
+import gc
 import json
 import os
 import pstats
@@ -181,6 +182,7 @@ async def run(settings: Settings, cluster: Cluster, ledger: LedgerThread, metric
 def measure(settings: Settings, cluster: Cluster, *, where: str, folder: Path | None, profile: bool) -> Measured:
     """A run on a ledger of its own; profiles are printed as they are made."""
     loops, ledgers = (Profile(), Profile()) if profile else (None, None)
+    gc.collect()
     # As a run's controller does.
     cycle_collector.calm()
     forget_peak()
