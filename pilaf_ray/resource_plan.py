@@ -91,7 +91,9 @@ def shares_base(config: RunConfig) -> bool:
     """Whether one network of the generator's computes policy and reference."""
     generation = config.generation
     possible = generation.tensor_parallel_size == 1 and generation.enforce_eager
-    return config.model.lora is not None and generation.share_base and possible
+    # An evaluation names a checkpoint's whole weights as the policy.
+    starts_there = config.model.policy == config.model.reference_path
+    return config.model.lora is not None and generation.share_base and possible and starts_there
 
 
 def offload_settings(config: RunConfig) -> OffloadSettings:

@@ -18,7 +18,7 @@ from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import register
 from pilaf_ray.engines.weight_tickets import WeightUpdate
 from pilaf_ray.engines.weight_updates import WeightUpdater, version_label
-from pilaf_ray.errors import PilafError, PromptError
+from pilaf_ray.errors import ConfigError, PilafError, PromptError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.usage import peak_mib
 from pilaf_ray.types import DraftCounts, GenerationRequest, RoleUsage, SampledResponse
@@ -96,6 +96,8 @@ class Generator:
     ) -> None:
         check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         check_speculation(speculation, tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager)
+        if shares_base and policy_path != reference_path:
+            raise ConfigError("a policy that shares the reference's weights starts as the reference: name one folder")
         self._architecture = check_models(policy_path, reference_path, max_model_len=max_model_len)
         # vLLM's workers may start in another folder; a hub id stays what it is.
         local = Path(reference_path)

@@ -8,12 +8,13 @@ import torch
 from pilaf_ray.build import build_inputs
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.data.tiny_models import make_tiny_gpt2, make_tiny_llama
+from pilaf_ray.engines.generator import Generator
 from pilaf_ray.engines.lora import merge_stream
 from pilaf_ray.engines.lora_checks import LoraSettings, count_adapter_parameters
 from pilaf_ray.engines.scoring import load_network
 from pilaf_ray.errors import ConfigError, ModelError, WeightSyncError
 from pilaf_ray.memory import MIB
-from pilaf_ray.resource_plan import role_memory
+from pilaf_ray.resource_plan import role_memory, shares_base
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 LORA = "model.lora={rank: 4, alpha: 8}"
@@ -115,6 +116,18 @@ def test_one_network_of_a_generator_serves_both_where_adapters_can_be_added(
     generator = {e.role: dict(e.host) for e in role_memory(load_config(TINY, words))}["generator"]
     parameters = sum(p.numel() for p in load_network(str(model), dtype=torch.float32).parameters())
     assert generator["weights"] == networks * 4 * parameters
+
+
+def test_an_evaluated_checkpoint_does_not_share_the_base(model: Path) -> None:
+    config = load_config(TINY, [f"model.policy={model}", LORA])
+    checkpoint = config.model.model_copy(update={"policy": "checkpoint/hf", "reference": str(model)})
+    assert shares_base(config)
+    assert not shares_base(config.model_copy(update={"model": checkpoint}))
+    with pytest.raises(ConfigError, match="starts as the reference"):
+        Generator(
+            policy_path="checkpoint/hf", reference_path=str(model), dtype="float32", max_model_len=64, max_new_tokens=8,
+            shares_base=True,
+        )  # fmt: skip
 
 
 def test_a_stream_is_merged_where_an_adapter_fits_and_leftovers_are_refused() -> None:
