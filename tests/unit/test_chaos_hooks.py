@@ -83,7 +83,11 @@ def test_roles_of_another_run_in_the_same_cluster_are_left_alone(job: str | None
     environment = {"PATH": "/bin"} | ({} if job is None else {"RAY_JOB_ID": job})
     with subprocess.Popen(["ray::_Store", "60"], executable="/bin/sleep", env=environment) as process:
         try:
-            assert _is_own(psutil.Process(process.pid)) is own
+            found = psutil.Process(process.pid)
+            # A process that has just begun has no environment to read for a moment.
+            while not found.environ():
+                os.sched_yield()
+            assert _is_own(found) is own
         finally:
             process.kill()
 
