@@ -5,6 +5,7 @@ seconds if it is still there), starves (the kernel kills it for want of memory, 
 breaks (an exception), slows (a tenth of the time is left to it, for twenty seconds) or cuts off (its TCP connections
 are destroyed) one role after the other, each at the moment at which some role begins a certain piece of work. With
 ``--disk-mib 3000`` the run has a small disk of its own, which is filled now and again.
+With ``--every 60 --relentless`` faults keep that pace, whether the run is past the last one or not.
 Faults that earlier runs have met least often come first. A fault is over when the role is back and a further step is
 done; the ledger is read then. At the end the harness asks the run to stop, resumes it for two more steps and checks
 the whole: no step missing or twice, batches complete, labels neither lost nor doubled, the ledger adds up.
