@@ -16,19 +16,17 @@ Each fault is a line of ``docs/results/chaos/faults.jsonl``, each run one of ``r
 
 import json
 import random
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks.chaos_books import Books, read_books
+from benchmarks.chaos_books import read_books
 from benchmarks.chaos_disk import fill_the_disk
 from benchmarks.chaos_faults import (
     ALONE,
@@ -44,10 +42,10 @@ from benchmarks.chaos_faults import (
     strike_at_once,
 )
 from benchmarks.chaos_job import MOMENTS, ROOT, Fault, Job, leave_nothing_behind
+from benchmarks.chaos_journal import RESULTS, Journal, commit, summary
 from benchmarks.machine import machine
 from benchmarks.small_disk import small_disk
 
-RESULTS = ROOT / "docs/results/chaos"
 FULL_DISK_SHARE = 0.1
 """Of the faults of a run on a small disk."""
 PATIENCE, RELENTLESS_PATIENCE = 240.0, 900.0
@@ -204,55 +202,9 @@ def _stop_and_resume(job: Job, patience: float) -> None:
         raise RuntimeError(f"the resumed run ended with {code} at step {job.last_step()}; see {job.path}")
 
 
-class Journal:
-    """The lines of all runs so far, and of this one."""
-
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        self._folder, self._facts = folder, facts
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def faults(self) -> list[dict[str, Any]]:
-        """Outcomes of every run that is written here."""
-        return read_lines(self._folder / "faults.jsonl")
-
-    def fault(self, outcome: Outcome) -> None:
-        """Add an outcome."""
-        self._add("faults.jsonl", asdict(outcome))
-
-    def run(self, outcomes: Sequence[Outcome], books: Books, gain: dict[str, float], *, seconds: float) -> None:
-        """Add the run's end."""
-        survived = sum(outcome.survived for outcome in outcomes)
-        found = {"faults": len(outcomes), "survived": survived, "seconds": round(seconds), **asdict(books), **gain}
-        self._add("runs.jsonl", found)
-
-    def _add(self, name: str, line: dict[str, Any]) -> None:
-        rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
-        with (self._folder / name).open("a") as stream:
-            stream.write(json.dumps({**self._facts, **rounded}) + "\n")
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """JSON lines; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def commit() -> str:
-    """The commit that runs, marked where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def summary(outcomes: Sequence[Outcome], books: Books) -> str:
-    """One line about a run."""
-    return (
-        f"{len(outcomes)} faults, {sum(o.survived for o in outcomes)} survived; {books.steps} steps, "
-        f"{books.trained} pairs trained; labels lost: {len(books.labels_lost)}, counted twice: "
-        f"{len(books.counted_twice)}; wrong: {books.wrong or 'nothing'}"
-    )
-
-
 def main(
-    minutes: Annotated[float, typer.Option(min=0.1, help="Of faults, after the first steps.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.0, help="Of faults, after the first steps.")] = 5.0,
+    hours: Annotated[float, typer.Option(min=0.0, help="The same in hours; goes before the minutes.")] = 0.0,
     seed: int = 0,
     every: Annotated[float, typer.Option(min=0.0, help="Seconds from one fault to the next, at least.")] = 0.0,
     config: Annotated[Path, typer.Option(help="What is run.")] = ROOT / "configs/tiny.yaml",
@@ -282,7 +234,7 @@ def main(
 
         try:
             outcomes = run_chaos(
-                job, seed=seed, seconds=60 * minutes, every=every, met=journal.faults(), note=note,
+                job, seed=seed, seconds=3600 * hours or 60 * minutes, every=every, met=journal.faults(), note=note,
                 fills_disk=bool(disk_mib), relentless=relentless,
                 patience=RELENTLESS_PATIENCE if relentless else PATIENCE,
             )  # fmt: skip

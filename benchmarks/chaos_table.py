@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.chaos import RESULTS, read_lines
+from benchmarks.chaos_journal import RESULTS, read_lines
 
 PHASES = ("sampling", "labelling", "training", "weight sync", "checkpoint", "resume")
 

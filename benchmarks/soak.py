@@ -20,8 +20,9 @@ import numpy as np
 import psutil
 import typer
 
-from benchmarks.chaos import START_SECONDS, commit
+from benchmarks.chaos import START_SECONDS
 from benchmarks.chaos_job import ROOT, Job, leave_nothing_behind
+from benchmarks.chaos_journal import commit
 from benchmarks.machine import machine
 from pilaf_ray.evaluation.statistics import Interval, percentile_interval
 

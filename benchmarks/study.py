@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.chaos import commit
+from benchmarks.chaos_journal import commit
 from benchmarks.machine import machine
 from benchmarks.study_tables import tables
 from pilaf_ray.comparison_run import PlannedRun, execute_run, run_comparison

@@ -62,6 +62,10 @@ class GeneratorPool(ReplicaHandles):
         """From now on newcomers serve ``update``; the caller sees to those that sample already."""
         self._newest = (pull, update)
 
+    def follows(self, update: Any) -> bool:
+        """Whether newcomers are to serve ``update``, or another by now."""
+        return self._newest is not None and self._newest[1] is update
+
     def forget_weights(self) -> None:
         """The newest update is worthless: its publisher is gone."""
         self._newest = None

@@ -109,6 +109,9 @@ class GeneratorUpdates:
         try:
             await self._pull(actor, number, update)
         except WeightSyncError as error:
+            if not self._roles.generators.follows(update):
+                # It was superseded while the newcomer started; what is newest now comes next.
+                raise
             await self._pull_second_way(actor, number, await self._publish_again(update), error)
 
     async def _publish_again(self, update: PublishedWeights) -> PublishedWeights:

@@ -109,7 +109,7 @@ class RowAdapters:
             scale: alpha/rank.
 
         Raises:
-            WeightSyncError: one belongs to no layer of the network; nothing is changed then.
+            WeightSyncError: one belongs to no layer of the network or does not fit its sizes; nothing is changed then.
         """
         parts: dict[LinearBase, list[_Part]] = {}
         for stem, (a, b) in adapter_names(adapters).items():
@@ -119,8 +119,10 @@ class RowAdapters:
                     f"adapter tensors fit no weight of the reference, e.g. {stem}: "
                     "they were trained on another model than the one that generators serve"
                 )
+            layer = self._layers[place.layer]
+            _check_sizes(stem, adapters[a], adapters[b], inputs=layer.input_size, outputs=place.end - place.start)
             part = _Part(start=place.start, end=place.end, a=adapters[a], b=adapters[b].T.contiguous())
-            parts.setdefault(self._layers[place.layer], []).append(part)
+            parts.setdefault(layer, []).append(part)
         self._parts = {layer: (torch.cat([part.a for part in some]).T, some) for layer, some in parts.items()}
         self._scale = scale
 
@@ -137,6 +139,14 @@ class RowAdapters:
             rank = len(part.a)
             whole[:rows, part.start : part.end].addmm_(low[:, start : start + rank], part.b, alpha=self._scale)
             start += rank
+
+
+def _check_sizes(stem: str, a: Tensor, b: Tensor, *, inputs: int, outputs: int) -> None:
+    if a.dim() != 2 or b.dim() != 2 or (a.shape[1], b.shape[0]) != (inputs, outputs) or len(a) != b.shape[1]:
+        raise WeightSyncError(
+            f"the adapter of {stem} has sizes {tuple(a.shape)} and {tuple(b.shape)}, but the layer takes {inputs} and "
+            f"gives {outputs}: it was trained on another model than the one that generators serve"
+        )
 
 
 def _places(layers: Mapping[str, LinearBase], packed: Mapping[str, Sequence[str]]) -> dict[str, _Place]:

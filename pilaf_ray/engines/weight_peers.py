@@ -6,6 +6,7 @@ there are: over gloo each receiver hands on to the next what it has got, while m
 """
 
 import json
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -114,8 +115,12 @@ def join_store(location: str, *, timeout: timedelta) -> "TCPStore":
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host, _, port = location.rpartition(":")
-    # PyTorch tries again for as long as this, also where the connection is refused at once.
     soon = min(timeout, timedelta(seconds=CONNECT_SECONDS))
+    # PyTorch would try again for as long as that where a superseded version's publisher refuses at once.
+    try:
+        socket.create_connection((host, int(port)), timeout=soon.total_seconds()).close()
+    except OSError as error:
+        raise RuntimeError(f"nobody serves it there any more: {error}") from error
     store = TCPStore(host, int(port), None, is_master=False, timeout=soon)
     store.set_timeout(timeout)
     return store

@@ -1,7 +1,7 @@
 """Adapters reach a running engine: its policy half is the merged model, its reference half stays, little is sent."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +169,15 @@ def _targets(lora: LoraSettings) -> tuple[str, ...]:
 
 def test_adapters_of_another_model_are_refused_and_right_ones_recover(adapted: Adapted) -> None:
     network = adapted.adapted(seed=4)
-    foreign = ((name.replace("layers.1", "layers.7"), p) for name, p in adapter_parameters(network))
-    ticket = adapted.publisher.publish(4, foreign, adapter_scale=1.0)
-    with pytest.raises(
-        WeightSyncError, match=r"failed in phase 'load'.*adapter tensors fit no weight of the reference"
-    ):
-        adapted.run(adapted.generator.update_weights(ticket, deadline_seconds=60))
+    unknown = ((name.replace("layers.1", "layers.7"), p) for name, p in adapter_parameters(network))
+    refuse(adapted, unknown, r"failed in phase 'load'.*adapter tensors fit no weight of the reference")
+    narrower = ((name, p[:, :-1] if "lora_A" in name else p) for name, p in adapter_parameters(network))
+    refuse(adapted, narrower, r"failed in phase 'load'")
     adapted.update(5, network)
     check(adapted, merged_by_peft(network), 5)
+
+
+def refuse(adapted: Adapted, parameters: Iterable[tuple[str, torch.Tensor]], why: str) -> None:
+    ticket = adapted.publisher.publish(4, parameters, adapter_scale=1.0)
+    with pytest.raises(WeightSyncError, match=why):
+        adapted.run(adapted.generator.update_weights(ticket, deadline_seconds=60))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from slurm_machine import GRACE_SECONDS, SlurmMachine, slurm_machine, why_not
 
-from benchmarks.chaos import Books, read_books
+from benchmarks.chaos_books import Books, read_books
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.store.reading import LedgerReader
 

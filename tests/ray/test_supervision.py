@@ -396,6 +396,36 @@ async def test_a_newcomer_outlives_the_learner_whose_weights_it_was_pulling() ->
     await pool.close()
 
 
+async def test_a_newcomer_asks_for_no_second_copy_of_a_version_that_was_superseded_meanwhile() -> None:
+    async def spawn(number: int) -> str:
+        return f"generator {number}"
+
+    pool = GeneratorPool([], spawn=spawn, call_seconds=30, policy=PATIENT)
+    learner, asked, again = FakeLearner(), list[int](), list[int]()
+
+    async def copy(version: int) -> Ticket:
+        again.append(version)
+        return Ticket(version, "filesystem")
+
+    learner.publish_again = copy  # type: ignore[method-assign]
+    roles: Any = SimpleNamespace(generators=pool, learner=learner)
+    updates = GeneratorUpdates(roles, probe_items=[], tolerance=None, deadline_seconds=30.0)
+
+    async def pull(_actor: object, _number: int, update: PublishedWeights) -> None:
+        asked.append(update.ticket.version)
+        if update.ticket.version == 3:
+            updates.announce(PublishedWeights(ticket=Ticket(4, "gloo"), probe_logprobs=[]))
+        if update.ticket.transport == "gloo":
+            raise WeightSyncError("nobody serves it there any more")
+
+    updates._pull = pull  # type: ignore[method-assign]
+    updates.announce(PublishedWeights(ticket=Ticket(3, "gloo"), probe_logprobs=[]))
+    assert await pool._newcomer(0) == "generator 0"
+    assert asked == [3, 4, 4]
+    assert again == [4], "the newest comes by the second way where the first fails"
+    await pool.close()
+
+
 class FakeEngine:
     """Takes weights when it is let."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import RESULTS
+from benchmarks.chaos_journal import RESULTS
 from benchmarks.chaos_table import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "survival.md"

@@ -27,12 +27,12 @@ def test_packed_bytes_are_those_of_the_tensors_one_behind_the_other() -> None:
 
 
 def test_a_publisher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_peers, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(weight_peers, "CONNECT_SECONDS", 600.0)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         location = f"127.0.0.1:{closed.getsockname()[1]}"
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"timed out|refused"):
+    with pytest.raises(RuntimeError, match=r"nobody serves it there any more: .*refused"):
         join_store(location, timeout=timedelta(seconds=600))
     assert time.monotonic() - began < 60
 
