@@ -1,9 +1,12 @@
 """Labelled-and-trained pairs/s, beside TRL: `python -m benchmarks.end_to_end configs/quickstart.yaml [key=value …]`.
 
-pilaf_ray's asynchronous PILAF run and TRL's OnlineDPOTrainer (vanilla pairs, Hugging Face generation, which
-is what a PILAF sampler there would be built on) take the same configuration one after the other: the same
-model, prompts, oracle, lengths, pairs a step, dtype and cores. Steps count from when the pipeline is full
-until it begins to drain; TRL's first step is left out.
+pilaf_ray's asynchronous run, the same without staleness (one role after the other), and TRL's OnlineDPOTrainer
+(vanilla pairs, Hugging Face generation, which is what a PILAF sampler there would be built on) take the same
+configuration in turn: the same model, prompts, oracle, lengths, pairs a step, dtype and cores. ``--vanilla`` adds
+ours with TRL's pairs. Steps count from when the pipeline is full until it begins to drain; TRL's first is left out.
+
+What asynchrony gives stands beside its bound: the seconds that the roles work for a step in the synchronous run,
+summed, over the largest.
 """
 
 import json
@@ -12,6 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +25,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arithmetic import async_bound
 from benchmarks.machine import machine
 from pilaf_ray.config.loader import load_config
 
+ASYNCHRONOUS, SYNCHRONOUS = "pilaf_ray, PILAF, asynchronous", "pilaf_ray, PILAF, synchronous"
+VANILLA, TRL = "pilaf_ray, vanilla, asynchronous", "TRL OnlineDPOTrainer, vanilla"
 
-def pilaf_steps(config: Path, overrides: list[str], folder: Path) -> tuple[list[float], dict[str, float]]:
-    """Seconds from one served version to the next in the steady part, and the roles' utilisation."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """What one system needed."""
+
+    step_seconds: Sequence[float]
+    """Of the steady steps, each."""
+    utilization: Mapping[str, float] = field(default_factory=dict)
+    """Share of the whole training that each role was busy; where there are roles."""
+    role_seconds: Mapping[str, float] = field(default_factory=dict)
+    """That each role was busy for a step, on the mean of the whole training."""
+    peak_memory_mib: Mapping[str, float] = field(default_factory=dict)
+
+
+def run_pilaf_ray(config: Path, overrides: list[str], folder: Path) -> Timing:
+    """A whole run in ``folder``; its steps are from one served version to the next."""
     words = [
         *overrides,
         f"run.folder={folder}",
@@ -41,11 +63,17 @@ def pilaf_steps(config: Path, overrides: list[str], folder: Path) -> tuple[list[
     times = [event["time"] for event in events if event["event"] == "weights"]
     seconds = [after - before for before, after in pairwise(times)]
     summary = json.loads((folder / "pilaf/report/summary.json").read_text())
-    return seconds[staleness : len(seconds) - staleness], summary["utilization"]
+    share = summary["training_seconds"] / summary["steps"]
+    return Timing(
+        step_seconds=seconds[staleness : len(seconds) - staleness],
+        utilization=summary["utilization"],
+        role_seconds={role: busy * share for role, busy in summary["utilization"].items()},
+        peak_memory_mib=summary["peak_memory_mib"],
+    )
 
 
-def trl_steps(config: Path, overrides: list[str], steps: int) -> list[float]:
-    """Seconds of each of TRL's steps but the first."""
+def run_trl(config: Path, overrides: list[str], steps: int) -> Timing:
+    """TRL's trainer in a process of its own, with a thread for each core."""
     words = [*overrides, f"run.max_steps={steps}"]
     threads = str(len(os.sched_getaffinity(0)))
     done = subprocess.run(
@@ -57,31 +85,78 @@ def trl_steps(config: Path, overrides: list[str], steps: int) -> list[float]:
         env={**os.environ, "OMP_NUM_THREADS": threads},
     )
     seconds: list[float] = json.loads(done.stdout.splitlines()[-1])["step_seconds"]
-    return seconds[1:]
+    return Timing(step_seconds=seconds[1:])
+
+
+def measure(config: Path, words: list[str], *, trl_steps: int, vanilla: bool) -> dict[str, Timing]:
+    """Each system, one after the other."""
+    runs = {ASYNCHRONOUS: words, SYNCHRONOUS: [*words, "pipeline.max_staleness_steps=0"]}
+    if vanilla:
+        runs[VANILLA] = [*words, "sampler={type: vanilla}"]
+    found = {}
+    for name, own in runs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = run_pilaf_ray(config, own, Path(folder))
+    return found | ({TRL: run_trl(config, words, trl_steps)} if trl_steps else {})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The systems beside each other."""
+
+    pairs_per_second: Mapping[str, float]
+    over_trl: Mapping[str, float]
+    """Times TRL's pairs/s; empty where it did not run."""
+    speedup: float
+    """Of asynchrony: times the synchronous run's pairs/s."""
+    bound: float
+    """Of that speedup, by :func:`benchmarks.arithmetic.async_bound`."""
+
+
+def compare(found: Mapping[str, Timing], *, pairs: int, max_staleness_steps: int) -> Comparison:
+    """Rates, ratios, and asynchrony beside its bound; ``pairs`` are a step's."""
+    rates = {name: pairs / statistics.mean(timing.step_seconds) for name, timing in found.items()}
+    return Comparison(
+        pairs_per_second=rates,
+        over_trl={name: rate / rates[TRL] for name, rate in rates.items()} if TRL in rates else {},
+        speedup=rates[ASYNCHRONOUS] / rates[SYNCHRONOUS],
+        bound=async_bound(found[SYNCHRONOUS].role_seconds, max_staleness_steps=max_staleness_steps),
+    )
 
 
 def main(
     config: Annotated[Path, typer.Argument(metavar="CONFIG")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
-    trl: int = 7,
+    trl: Annotated[int, typer.Option(min=0, help="TRL's steps; 0: ours only.")] = 7,
+    vanilla: Annotated[bool, typer.Option(help="Also ours with vanilla pairs.")] = False,
+    file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
-    """Print a table and one line of JSON; ``--trl`` is the number of TRL's steps."""
+    """Print a table and one line of JSON."""
     words = overrides or []
-    pairs = load_config(config, words).learner.batch_pairs
-    with tempfile.TemporaryDirectory() as folder:
-        ours, utilization = pilaf_steps(config, words, Path(folder))
-    theirs = trl_steps(config, words, trl)
-    rows = {"pilaf_ray, PILAF, asynchronous": ours, "TRL OnlineDPOTrainer, vanilla": theirs}
-    table = Table("system", "steps", "pairs/s (mean)", "slowest step", "fastest step")
-    rates = {name: pairs / statistics.mean(seconds) for name, seconds in rows.items()}
-    for name, seconds in rows.items():
-        table.add_row(name, str(len(seconds)), f"{rates[name]:.3f}", f"{max(seconds):.1f} s", f"{min(seconds):.1f} s")
-    ratio = rates["pilaf_ray, PILAF, asynchronous"] / rates["TRL OnlineDPOTrainer, vanilla"]
-    console = Console(stderr=True)
+    settings = load_config(config, words)
+    found = measure(config, words, trl_steps=trl, vanilla=vanilla)
+    comparison = compare(
+        found, pairs=settings.learner.batch_pairs, max_staleness_steps=settings.pipeline.max_staleness_steps
+    )
+    _show(found, comparison)
+    systems = {name: asdict(timing) for name, timing in found.items()}
+    result = {"machine": machine(), "overrides": words, **asdict(comparison), "systems": systems}
+    print(json.dumps(result))
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _show(found: Mapping[str, Timing], comparison: Comparison) -> None:
+    table = Table("system", "steps", "pairs/s (mean)", "over TRL", "slowest step", "fastest step", "busy")
+    for name, timing in found.items():
+        steps, over = timing.step_seconds, comparison.over_trl.get(name)
+        busy = ", ".join(f"{role} {share:.0%}" for role, share in timing.utilization.items())
+        rate, ratio = f"{comparison.pairs_per_second[name]:.3f}", f"{over:.2f}" if over else ""
+        table.add_row(name, str(len(steps)), rate, ratio, f"{max(steps):.1f} s", f"{min(steps):.1f} s", busy)
+    console = Console(stderr=True, width=160)
     console.print(table)
-    console.print(f"ratio: {ratio:.2f}")
-    result = {"machine": machine(), "ratio": ratio, "pairs_per_second": rates, "step_seconds": rows}
-    print(json.dumps({**result, "utilization": utilization}))
+    speedup, bound = comparison.speedup, comparison.bound
+    console.print(f"asynchronous over synchronous: {speedup:.2f}; bound {bound:.2f}; {speedup / bound:.0%} of it")
 
 
 if __name__ == "__main__":

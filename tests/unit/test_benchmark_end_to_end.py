@@ -1,0 +1,26 @@
+"""What benchmarks.end_to_end makes of the systems' seconds, by hand."""
+
+import pytest
+
+from benchmarks.end_to_end import ASYNCHRONOUS, SYNCHRONOUS, TRL, Timing, compare
+
+
+def test_rates_ratios_and_the_bound_of_asynchrony() -> None:
+    found = {
+        ASYNCHRONOUS: Timing(step_seconds=[4.0, 6.0]),
+        SYNCHRONOUS: Timing(step_seconds=[9.0], role_seconds={"generator": 4.0, "reference": 1.0, "learner": 4.0}),
+        TRL: Timing(step_seconds=[20.0, 20.0]),
+    }
+    comparison = compare(found, pairs=10, max_staleness_steps=2)
+    assert comparison.pairs_per_second == pytest.approx({ASYNCHRONOUS: 2.0, SYNCHRONOUS: 10 / 9, TRL: 0.5})
+    assert comparison.over_trl == pytest.approx({ASYNCHRONOUS: 4.0, SYNCHRONOUS: 20 / 9, TRL: 1.0})
+    assert comparison.speedup == pytest.approx(1.8)
+    assert comparison.bound == pytest.approx(9 / 4)
+    assert compare(found, pairs=10, max_staleness_steps=1).bound == 2.0
+
+
+def test_without_trl_nothing_stands_over_it() -> None:
+    sync = Timing(step_seconds=[3.0], role_seconds={"learner": 2.0})
+    comparison = compare({ASYNCHRONOUS: Timing(step_seconds=[2.0]), SYNCHRONOUS: sync}, pairs=1, max_staleness_steps=0)
+    assert comparison.over_trl == {}
+    assert comparison.speedup == 1.5
