@@ -44,6 +44,8 @@ class Timing:
     role_seconds: Mapping[str, float] = field(default_factory=dict)
     """That each role was busy for a step, on the mean of the whole training."""
     peak_memory_mib: Mapping[str, float] = field(default_factory=dict)
+    evaluations: Sequence[Mapping[str, float]] = ()
+    """TRL's, where evaluation.every_steps asks for them: step, seconds of training, reward."""
 
 
 def run_pilaf_ray(config: Path, overrides: list[str], folder: Path) -> Timing:
@@ -84,8 +86,8 @@ def run_trl(config: Path, overrides: list[str], steps: int) -> Timing:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": threads},
     )
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])["step_seconds"]
-    return Timing(step_seconds=seconds[1:])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Timing(step_seconds=found["step_seconds"][1:], evaluations=found["evaluations"])
 
 
 def measure(config: Path, words: list[str], *, trl_steps: int, vanilla: bool) -> dict[str, Timing]:

@@ -1,14 +1,16 @@
-"""The peer's side of `benchmarks.end_to_end`: TRL's OnlineDPOTrainer on a pilaf_ray config.
+"""The peer's side of `benchmarks.end_to_end` and `time_to_reward`: TRL's OnlineDPOTrainer on a pilaf_ray config.
 
 Same model, prompts, oracle, lengths, batch, dtype and number of threads; vanilla pairs from Hugging
-Face generation. Run by `benchmarks.end_to_end` in a process of its own; prints one JSON line at the end.
+Face generation. Run in a process of its own; prints one JSON line at the end. With ``evaluation.every_steps``
+one response to each held-out prompt is sampled and scored at the start and every so many steps, off the clock.
 """
 
 import json
+import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import torch
 from pilaf_ray.build import build_inputs
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import FunctionOracleConfig
+from pilaf_ray.types import Prompt
 
 Messages = list[dict[str, str]]
+Score = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 def main(config_path: str, *overrides: str) -> None:
@@ -39,11 +43,27 @@ def main(config_path: str, *overrides: str) -> None:
         values: list[float] = score(questions, answers)
         return values
 
-    ends: list[float] = []
+    tokenizer = AutoTokenizer.from_pretrained(config.model.policy)
+    held_out = HeldOut(inputs.evaluation.prompts, score, tokenizer, max_new_tokens=config.generation.max_new_tokens)
+    every = config.evaluation.every_steps
+    seconds: list[float] = []
+    evaluations: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+        began = 0.0
+
+        def _look(self, model: Any) -> None:
+            step = len(seconds)
+            if every and step % every == 0:
+                evaluations.append({"step": step, "seconds": sum(seconds), "reward": held_out.reward(model)})
+            self.began = time.perf_counter()
+
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            self._look(model)
+
+        def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter() - self.began)
+            self._look(model)
 
     dtype = getattr(torch, inputs.dtype)
     policy = AutoModelForCausalLM.from_pretrained(config.model.policy, dtype=dtype)
@@ -74,13 +94,48 @@ def main(config_path: str, *overrides: str) -> None:
         reward_funcs=reward,
         args=arguments,
         train_dataset=Dataset.from_list(prompts),
-        processing_class=AutoTokenizer.from_pretrained(config.model.policy),
+        processing_class=tokenizer,
         callbacks=[Clock()],
     )
-    started = time.perf_counter()
     trainer.train()
-    seconds = [after - before for before, after in pairwise([started, *ends])]
-    print(json.dumps({"step_seconds": seconds, "threads": torch.get_num_threads()}))
+    print(json.dumps({"step_seconds": seconds, "threads": torch.get_num_threads(), "evaluations": evaluations}))
+
+
+class HeldOut:
+    """The mean score of one response to each of some prompts, sampled at temperature 1 with the same draws each time.
+
+    Args:
+        prompts: with their token ids, as pilaf_ray renders them.
+        score: of prompts' and responses' texts.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], score: Score, tokenizer: Any, *, max_new_tokens: int) -> None:
+        self._prompts, self._score, self._tokenizer = prompts, score, tokenizer
+        self._max_new_tokens = max_new_tokens
+
+    @torch.no_grad()
+    def reward(self, model: Any, *, batch: int = 16) -> float:
+        """Of the model as it is now; its mode and torch's generator are left as they were."""
+        was_training, state = model.training, torch.get_rng_state()
+        model.eval()
+        torch.manual_seed(0)
+        texts: list[str] = []
+        for start in range(0, len(self._prompts), batch):
+            texts += self._sample(model, self._prompts[start : start + batch])
+        torch.set_rng_state(state)
+        model.train(was_training)
+        return statistics.fmean(self._score([prompt.text for prompt in self._prompts], texts))
+
+    def _sample(self, model: Any, prompts: Sequence[Prompt]) -> list[str]:
+        width = max(len(prompt.token_ids) for prompt in prompts)
+        padded = [[0] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts]
+        mask = [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts]
+        found = model.generate(
+            input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask), do_sample=True, temperature=1.0,
+            top_k=0, top_p=1.0, max_new_tokens=self._max_new_tokens,
+        )  # fmt: skip
+        return self._tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_what_was_copied_is_enough_to_go_on_as_if_nothing_had_happened(tmp_path:
     newest = max(int(path.name.removeprefix("step-")) for path in mirror.glob("step-*"))
     manifest = json.loads((mirror / f"step-{newest:06d}" / "checkpoint" / "manifest.json").read_text())
     assert manifest["learners"] == {"learner": {"ranks": 2, "zero_stage": 1}}
-    train(tmp_path, "there", "--restartable", "generation.replicas=2")
+    train(tmp_path, "there", "--restartable", "generation.replicas=3")
     there = tmp_path / "there" / "r"
     found = lines(there, "metrics.jsonl")
     assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
