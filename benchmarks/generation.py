@@ -14,9 +14,10 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arithmetic import spread
 from benchmarks.generation_engines import Engine, HuggingFaceLoop, Ours, PlainVllm
 from benchmarks.machine import machine
+from pilaf_ray.actors.launch import CPU_ALLOCATOR
 from pilaf_ray.build import build_inputs, generator_arguments
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
@@ -97,18 +100,18 @@ def make_engines(config: RunConfig, arguments: dict[str, Any], speculation: Spec
 
 
 async def measure(
-    engines: dict[str, Engine], prompts: Sequence[Prompt], cases: list[Case], *, pairs: int, repetitions: int
-) -> dict[Case, list[Timing]]:
-    """Repetitions of each case; the first, untimed round warms the engines up."""
+    engines: dict[str, Engine], prompts: Sequence[Prompt], cases: list[Case], *, sizes: Sequence[int], repetitions: int
+) -> dict[int, dict[Case, list[Timing]]]:
+    """Repetitions of each case, by pairs sampled together; the first, untimed round warms the engines up."""
     wanted = {case.engine: engines[case.engine] for case in cases}
-    results: dict[Case, list[Timing]] = {case: [] for case in cases}
+    results: dict[int, dict[Case, list[Timing]]] = {pairs: {case: [] for case in cases} for pairs in sizes}
     async with AsyncExitStack() as stack:
         for engine in wanted.values():
             await engine.start()
             stack.push_async_callback(engine.stop)
-        for number in range(repetitions + 1):
+        for number, pairs in product(range(repetitions + 1), sizes):
             some = list(prompts[number * pairs : (number + 1) * pairs])
-            for case, runs in results.items():
+            for case, runs in results[pairs].items():
                 timing = await _time(wanted[case.engine], requests(some, case, round_number=number))
                 if number > 0:
                     runs.append(timing)
@@ -130,19 +133,30 @@ async def _time(engine: Engine, wanted: list[GenerationRequest]) -> Timing:
     return Timing(seconds=seconds, tokens=tokens, counts=counts)
 
 
-def summary(case: Case, runs: list[Timing], *, pairs: int, vanilla: float) -> dict[str, str | float]:
-    """A row of the table; ``vanilla``: its pairs/s."""
+def summary(case: Case, results: Mapping[Case, list[Timing]], *, pairs: int) -> dict[str, str | float | None]:
+    """A row of the table; what stands over another row is the median over the rounds, each within itself."""
+    runs = results[case]
     rates = [pairs / run.seconds for run in runs]
-    rate = statistics.median(rates)
+    vanilla = next(timings for other, timings in results.items() if other.sampler == "vanilla" and not other.engine)
+    loop = next((timings for other, timings in results.items() if other.engine == HUGGING_FACE), None)
     return {
         "sampler": case.name,
+        "pairs": pairs,
         "tokens_per_second": statistics.median(run.tokens / run.seconds for run in runs),
-        "pairs_per_second": rate,
-        "over_vanilla": rate / vanilla,
-        "spread": (max(rates) - min(rates)) / rate,
+        "pairs_per_second": statistics.median(rates),
+        "over_vanilla": _median_ratio([run.seconds for run in vanilla], [run.seconds for run in runs]),
+        "over_transformers": None
+        if loop is None
+        else _median_ratio([run.tokens / run.seconds for run in runs], [run.tokens / run.seconds for run in loop]),
+        "spread": spread(rates),
         "acceptance": statistics.median(run.counts.acceptance for run in runs),
         "tokens_per_reference_forward": statistics.median(run.counts.tokens_per_pass for run in runs),
+        "judged": sum(run.counts.judged for run in runs),
     }
+
+
+def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def choose_cases(config: RunConfig, *, betas: str, peers: bool) -> list[Case]:
@@ -164,7 +178,7 @@ def choose_cases(config: RunConfig, *, betas: str, peers: bool) -> list[Case]:
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
-    pairs: int = 16,
+    pairs: Annotated[str, typer.Option(help="Pairs sampled together, with commas between several numbers")] = "16",
     repetitions: int = 3,
     betas: Annotated[str, typer.Option(help="β of further rows with speculation, with commas between them")] = "",
     peers: Annotated[bool, typer.Option(help="Also vLLM alone and a loop of transformers.")] = True,
@@ -177,18 +191,22 @@ def main(
     inputs = build_inputs(config)
     engines = make_engines(config, generator_arguments(config, inputs), speculation)
     cases = choose_cases(config, betas=betas, peers=peers)
+    sizes = [int(size) for size in pairs.split(",")]
+    # As in a run, and the same for everybody: engines and the loop are processes of their own.
+    os.environ.update(CPU_ALLOCATOR)
     load = os.getloadavg()
-    results = asyncio.run(measure(engines, inputs.train.prompts, cases, pairs=pairs, repetitions=repetitions))
-    vanilla = statistics.median(pairs / run.seconds for run in results[cases[0]])
-    rows = [summary(case, runs, pairs=pairs, vanilla=vanilla) for case, runs in results.items()]
-    columns = ["tokens/s", "pairs/s", "pairs/s over vanilla", "spread", "drafts kept", "tokens a reference forward"]
-    table = Table("sampler", *columns)
+    found = asyncio.run(measure(engines, inputs.train.prompts, cases, sizes=sizes, repetitions=repetitions))
+    rows = [summary(case, results, pairs=size) for size, results in found.items() for case in results]
+    columns = ["pairs", "tokens/s", "pairs/s", "pairs/s over vanilla", "tokens/s over transformers"]
+    table = Table("sampler", *columns, "spread", "drafts kept", "tokens a reference forward", "tokens judged")
     for row in rows:
-        table.add_row(str(row["sampler"]), *(f"{row[key]:.3g}" for key in list(row)[1:]))
-    Console(stderr=True).print(table)
+        table.add_row(
+            str(row["sampler"]), *("" if value is None else f"{value:.3g}" for value in list(row.values())[1:])
+        )
+    Console(stderr=True, width=160).print(table)
     told = {
         "machine": machine(),
-        "pairs": pairs,
+        "overrides": overrides or [],
         "repetitions": repetitions,
         "load_average": {"before": load, "after": os.getloadavg()},
         "results": rows,

@@ -114,7 +114,7 @@ class PlainVllm:
         room = self._arguments["max_model_len"] - len(request.prompt_token_ids)
         params = SamplingParams(
             temperature=self._arguments["temperature"],
-            seed=request.seed,
+            # With seeds vLLM draws for each request by itself, and slower.
             max_tokens=min(self._arguments["max_new_tokens"], room),
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,

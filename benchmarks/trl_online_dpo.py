@@ -29,10 +29,7 @@ def main(config_path: str, *overrides: str) -> None:
     """Train ``run.max_steps`` steps and print the seconds of each."""
     config = load_config(Path(config_path), list(overrides))
     inputs = build_inputs(config)
-    if not isinstance(config.oracle, FunctionOracleConfig):
-        raise SystemExit("oracle.type: the comparison needs a function that scores texts")
-    module, name = config.oracle.target.split(":")
-    score = getattr(import_module(module), name)
+    score = scorer(config.oracle)
 
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -65,9 +62,10 @@ def main(config_path: str, *overrides: str) -> None:
             seconds.append(time.perf_counter() - self.began)
             self._look(model)
 
-    dtype = getattr(torch, inputs.dtype)
-    policy = AutoModelForCausalLM.from_pretrained(config.model.policy, dtype=dtype)
-    reference = AutoModelForCausalLM.from_pretrained(config.model.reference_path, dtype=dtype)
+    # In bfloat16 as ours: weights and moments in fp32, products in bfloat16; the reference has no masters.
+    reduced = inputs.precision == "bfloat16"
+    policy = AutoModelForCausalLM.from_pretrained(config.model.policy, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(config.model.reference_path, dtype=getattr(torch, inputs.dtype))
     # As messages, so that TRL renders them with the same chat template and system message.
     system = [{"role": "system", "content": config.prompts.system_prompt}] if config.prompts.system_prompt else []
     prompts = [{"prompt": [*system, {"role": "user", "content": prompt.text}]} for prompt in inputs.train.prompts]
@@ -76,11 +74,17 @@ def main(config_path: str, *overrides: str) -> None:
         max_steps=config.run.max_steps,
         per_device_train_batch_size=config.learner.batch_pairs,
         learning_rate=config.learner.learning_rate,
+        lr_scheduler_type=config.learner.lr_schedule,
+        warmup_steps=config.learner.warmup_steps,
+        weight_decay=config.learner.weight_decay,
+        adam_beta1=config.learner.adam_betas[0],
+        adam_beta2=config.learner.adam_betas[1],
+        max_grad_norm=config.learner.max_grad_norm,
         beta=[config.algorithm.beta],
         max_new_tokens=config.generation.max_new_tokens,
         max_length=config.model.max_length,
         temperature=config.generation.temperature,
-        bf16=dtype is torch.bfloat16,
+        bf16=reduced,
         gradient_checkpointing=False,
         use_cpu=True,
         report_to=[],
@@ -99,6 +103,19 @@ def main(config_path: str, *overrides: str) -> None:
     )
     trainer.train()
     print(json.dumps({"step_seconds": seconds, "threads": torch.get_num_threads(), "evaluations": evaluations}))
+
+
+def scorer(oracle: object) -> Score:
+    """The function that ``oracle`` scores texts with, on its scale; TRL prefers the larger of two scores."""
+    if not isinstance(oracle, FunctionOracleConfig) or oracle.kind != "score":
+        raise SystemExit("oracle: the comparison needs a function that scores single responses")
+    module, name = oracle.target.split(":")
+    function = getattr(import_module(module), name)
+
+    def scaled(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [oracle.scale * value for value in function(prompts, responses)]
+
+    return scaled
 
 
 class HeldOut:

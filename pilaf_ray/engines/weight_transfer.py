@@ -119,7 +119,9 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         if self._adapters is not None:
             if ticket.adapter_scale is None:
                 raise WeightSyncError("whole weights were sent to an engine that takes adapters: it shares its base")
-            self._adapters.replace(dict(fetched), scale=ticket.adapter_scale)
+            # The learner sends its own precision; the adapters multiply what the engine computes with.
+            adapters = {name: tensor.to(self.device, self.model_config.dtype) for name, tensor in fetched}
+            self._adapters.replace(adapters, scale=ticket.adapter_scale)
             return
         weights: Iterator[tuple[str, torch.Tensor]] = iter(fetched)
         if ticket.adapter_scale is not None:

@@ -29,7 +29,14 @@ class Adapted:
     """An engine that starts as its reference, a model with adapters, and what both should be, in transformers."""
 
     def __init__(
-        self, *, make: Callable[..., Path], transport: str, lora: LoraSettings, root: Path, **settings: Any
+        self,
+        *,
+        make: Callable[..., Path],
+        transport: str,
+        lora: LoraSettings,
+        root: Path,
+        dtype: str = "float32",
+        **settings: Any,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self.lora = lora
@@ -41,7 +48,7 @@ class Adapted:
         self.generator = Generator(
             policy_path=str(self.folder),
             reference_path=str(self.folder),
-            dtype="float32",
+            dtype=dtype,
             max_model_len=256,
             max_new_tokens=8,
             max_num_seqs=8,
@@ -175,6 +182,26 @@ def test_adapters_of_another_model_are_refused_and_right_ones_recover(adapted: A
     refuse(adapted, narrower, r"failed in phase 'load'")
     adapted.update(5, network)
     check(adapted, merged_by_peft(network), 5)
+
+
+@pytest.mark.long
+def test_adapters_of_a_float32_learner_reach_a_shared_base_in_bfloat16(tmp_path: Path) -> None:
+    lora = LoraSettings(rank=2, alpha=2.0, dropout=0.0, targets="all-linear")
+    settings: dict[str, Any] = {"dtype": "bfloat16", "shares_base": True}
+    adapted = Adapted(make=make_tiny_qwen2, transport="filesystem", lora=lora, root=tmp_path, **settings)
+    adapted.run(adapted.generator.start())
+    network = adapted.adapted(seed=1)
+    adapted.update(1, network)
+    scores = torch.tensor(adapted.run(adapted.generator.score(PROMPT, RESPONSE)))
+    expected, before = (
+        mixed_logprobs(model, adapted.base, PROMPT + RESPONSE, 0.0)[len(PROMPT) - 1 : -1]
+        .gather(1, torch.tensor(RESPONSE).unsqueeze(1))
+        .squeeze(1)
+        for model in (merged_by_peft(network), adapted.base)
+    )
+    torch.testing.assert_close(scores, expected, atol=0.1, rtol=0.02)
+    assert (expected - before).abs().max() > 0.5, "the adapters are seen"
+    adapted.close()
 
 
 def refuse(adapted: Adapted, parameters: Iterable[tuple[str, torch.Tensor]], why: str) -> None:
