@@ -4,7 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,9 @@ TOGETHER = ({"generator", "engine"},)
 ALONE = {"learner", "reward model", "controller"}
 """Whose loss stops the run, so that no other fault can be told from it."""
 _LOSSES = ("replica lost", "learner lost", "controller lost")
-_ENDS_OF_LOSSES = ("replica replaced", "learner rebuilt", "roles ready")
+_ENDS_OF_LOSSES = ("replica replaced", "learner rebuilt")
+_ALL_ARE_THERE = "roles ready"
+"""A controller that starts again starts every role, whoever was missing before."""
 
 Cell = tuple[str, str, str]
 """Role, kind of fault, phase."""
@@ -79,6 +81,19 @@ def cell(fault: Fault) -> Cell:
 def make_cell(role: str, kind: str, moment: str) -> Cell:
     """Faults of ``MORE`` have one place for all phases."""
     return role, kind, moment.partition(".")[0] if kind in FAULTS else "any"
+
+
+def roles_missing(events: Iterable[str]) -> int:
+    """How many of the losses among a run's events, by name and in order, nobody has made good yet."""
+    missing = 0
+    for event in events:
+        if event == _ALL_ARE_THERE:
+            missing = 0
+        elif event in _LOSSES:
+            missing += 1
+        elif event in _ENDS_OF_LOSSES:
+            missing = max(0, missing - 1)
+    return missing
 
 
 def free_roles(roles: Sequence[str], pending: Sequence[str]) -> list[str]:
@@ -242,9 +257,7 @@ class Aftermath:
         passed = hooks.SLOW_SECONDS if self.fault.kind == "slow" else WATCHED_SECONDS
         if self.fault.kind not in MORE or time.time() - self._struck < passed:
             return False
-        words = [event["event"] for event in self._events() if event["time"] > self._struck]
-        lost, back = (sum(word in some for word in words) for some in (_LOSSES, _ENDS_OF_LOSSES))
-        return lost <= back
+        return not roles_missing(event["event"] for event in self._events() if event["time"] > self._struck)
 
     def _is_over(self) -> bool:
         if self.fault.kind in MORE:
