@@ -1,9 +1,10 @@
 """Labelled-and-trained pairs/s, beside TRL: `python -m benchmarks.end_to_end configs/quickstart.yaml [key=value …]`.
 
 pilaf_ray's asynchronous run, the same without staleness (one role after the other), and TRL's OnlineDPOTrainer
-(vanilla pairs, Hugging Face generation, which is what a PILAF sampler there would be built on) take the same
-configuration in turn: the same model, prompts, oracle, lengths, pairs a step, dtype and cores. ``--vanilla`` adds
-ours with TRL's pairs. Steps count from when the pipeline is full until it begins to drain; TRL's first is left out.
+(vanilla pairs, Hugging Face generation, which is what a PILAF sampler there would be built on; once as it is and
+once with our settings of glibc) take the same configuration in turn: the same model, prompts, oracle, lengths, pairs
+a step, optimiser, dtype and cores. ``--vanilla`` adds ours with TRL's pairs. Steps, and how busy the roles are, count
+from when the pipeline is full until it begins to drain; TRL's first step is left out.
 
 What asynchrony gives stands beside its bound: the seconds that the roles work for a step in the synchronous run,
 summed, over the largest.
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,10 +28,12 @@ from rich.table import Table
 
 from benchmarks.arithmetic import async_bound
 from benchmarks.machine import machine
+from pilaf_ray.actors.launch import CPU_ALLOCATOR
 from pilaf_ray.config.loader import load_config
 
 ASYNCHRONOUS, SYNCHRONOUS = "pilaf_ray, PILAF, asynchronous", "pilaf_ray, PILAF, synchronous"
-VANILLA, TRL = "pilaf_ray, vanilla, asynchronous", "TRL OnlineDPOTrainer, vanilla"
+VANILLA = "pilaf_ray, vanilla, asynchronous"
+TRL, TUNED_TRL = "TRL OnlineDPOTrainer, vanilla", "TRL, with our settings of glibc"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +43,9 @@ class Timing:
     step_seconds: Sequence[float]
     """Of the steady steps, each."""
     utilization: Mapping[str, float] = field(default_factory=dict)
-    """Share of the whole training that each role was busy; where there are roles."""
+    """Share of those steps that each role was busy; where there are roles."""
     role_seconds: Mapping[str, float] = field(default_factory=dict)
-    """That each role was busy for a step, on the mean of the whole training."""
+    """That each role was busy for a step, on their mean."""
     peak_memory_mib: Mapping[str, float] = field(default_factory=dict)
     evaluations: Sequence[Mapping[str, float]] = ()
     """TRL's, where evaluation.every_steps asks for them: step, seconds of training, reward."""
@@ -61,21 +64,33 @@ def run_pilaf_ray(config: Path, overrides: list[str], folder: Path) -> Timing:
         [sys.executable, "-m", "pilaf_ray", "train", str(config), *words], check=True, stdout=subprocess.DEVNULL
     )
     staleness = load_config(config, words).pipeline.max_staleness_steps
-    events = [json.loads(line) for line in (folder / "pilaf/events.jsonl").read_text().splitlines()]
+    events, lines = (_read(folder / "pilaf" / name) for name in ("events.jsonl", "metrics.jsonl"))
     times = [event["time"] for event in events if event["event"] == "weights"]
-    seconds = [after - before for before, after in pairwise(times)]
+    # From when the pipeline is full until it begins to drain; the first version is that of step 1.
+    steady = slice(staleness, len(times) - 1 - staleness)
+    seconds = [after - before for before, after in pairwise(times)][steady]
+    busy = utilization(lines[1:][steady])
     summary = json.loads((folder / "pilaf/report/summary.json").read_text())
-    share = summary["training_seconds"] / summary["steps"]
     return Timing(
-        step_seconds=seconds[staleness : len(seconds) - staleness],
-        utilization=summary["utilization"],
-        role_seconds={role: busy * share for role, busy in summary["utilization"].items()},
+        step_seconds=seconds,
+        utilization=busy,
+        role_seconds={role: share * statistics.mean(seconds) for role, share in busy.items()},
         peak_memory_mib=summary["peak_memory_mib"],
     )
 
 
-def run_trl(config: Path, overrides: list[str], steps: int) -> Timing:
-    """TRL's trainer in a process of its own, with a thread for each core."""
+def utilization(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean share of those steps that each role was busy, from their metrics."""
+    roles = sorted({key.removeprefix("busy/") for line in lines for key in line if key.startswith("busy/")})
+    return {role: statistics.mean(line[f"busy/{role}"] for line in lines) for role in roles}
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def run_trl(config: Path, overrides: list[str], steps: int, *, tuned: bool) -> Timing:
+    """TRL's trainer in a process of its own, with a thread for each core; ``tuned``: with our settings of glibc."""
     words = [*overrides, f"run.max_steps={steps}"]
     threads = str(len(os.sched_getaffinity(0)))
     done = subprocess.run(
@@ -84,7 +99,7 @@ def run_trl(config: Path, overrides: list[str], steps: int) -> Timing:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
+        env={**os.environ, "OMP_NUM_THREADS": threads, **(CPU_ALLOCATOR if tuned else {})},
     )
     found = json.loads(done.stdout.splitlines()[-1])
     return Timing(step_seconds=found["step_seconds"][1:], evaluations=found["evaluations"])
@@ -99,7 +114,9 @@ def measure(config: Path, words: list[str], *, trl_steps: int, vanilla: bool) ->
     for name, own in runs.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = run_pilaf_ray(config, own, Path(folder))
-    return found | ({TRL: run_trl(config, words, trl_steps)} if trl_steps else {})
+    if trl_steps:
+        found |= {name: run_trl(config, words, trl_steps, tuned=name == TUNED_TRL) for name in (TRL, TUNED_TRL)}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.end_to_end import ASYNCHRONOUS, SYNCHRONOUS, TRL, Timing, compare
+from benchmarks.end_to_end import ASYNCHRONOUS, SYNCHRONOUS, TRL, Timing, compare, utilization
 from benchmarks.time_to_reward import Point, seconds_to
 
 
@@ -38,3 +38,11 @@ def test_a_reward_between_two_evaluations_is_reached_on_the_line_between_them() 
     assert seconds_to(1.25, curve) == pytest.approx(12.5)
     assert seconds_to(2.5, curve) == pytest.approx(120.0)
     assert seconds_to(4.0, curve) is None
+
+
+def test_utilisation_is_the_mean_over_steps() -> None:
+    lines = [
+        {"loss": 1.0, "busy/learner": 1.0, "busy/oracle": 0.25},
+        {"loss": 2.0, "busy/learner": 0.5, "busy/oracle": 0.75},
+    ]
+    assert utilization(lines) == {"learner": 0.75, "oracle": 0.5}
