@@ -6,14 +6,15 @@ import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
+from pilaf_ray.placement import GIB
 from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.submission.places import absolute, below, require_on_volume
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
 _TEMPLATES = {
@@ -31,7 +32,7 @@ class Job:
     """Valid as a Kubernetes name: lower case, digits and dashes."""
     config: RunConfig
     config_path: Path
-    """Resolved configuration, on storage that the job can read."""
+    """Where the driver reads the resolved configuration."""
     working_dir: Path
 
     @property
@@ -50,36 +51,28 @@ class Job:
         return sum(node.count for node in self.nodes)
 
 
-def make_job(config: RunConfig, *, working_dir: Path) -> Job:
-    """The job of ``config``, with every path that exists here made absolute.
+def make_job(config: RunConfig, *, working_dir: Path, target: str) -> Job:
+    """The job of ``config`` as ``target`` will run it, with paths that mean the same on its machines.
 
-    A job runs in another folder than the one it was submitted from, so relative paths would point nowhere.
+    Raises:
+        ConfigError: a path names what no machine of the target's can see.
     """
-    absolute = _absolute(config, working_dir.resolve())
-    path = Path(absolute.run.folder) / ".submitted" / f"{config.run.name}.json"
-    return Job(name=job_name(config.run.name), config=absolute, config_path=path, working_dir=working_dir.resolve())
+    root = working_dir.resolve()
+    placed = absolute(config, root)
+    path = Path(placed.run.folder) / ".submitted" / f"{config.run.name}.json"
+    match target:
+        case "kuberay":
+            require_on_volume(placed, placed.submission.kubernetes.mount_path)
+            path = Path("/etc/pilaf/config.json")
+        case "skypilot":
+            placed = below(placed, root, mounted=placed.submission.sky.bucket is not None)
+            path = Path(f"{job_name(config.run.name)}.json")
+    return Job(name=job_name(config.run.name), config=placed, config_path=path, working_dir=root)
 
 
 def job_name(run_name: str) -> str:
     """``pilaf-`` and the run's name in the letters that every scheduler takes."""
     return "pilaf-" + re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")[:40].rstrip("-")
-
-
-def _absolute(config: RunConfig, root: Path) -> RunConfig:
-    values: dict[str, Any] = config.model_dump(mode="json")
-    values["run"]["folder"] = str(root / config.run.folder)
-    places = [
-        (values["model"], "policy"),
-        (values["model"], "reference"),
-        (values["prompts"]["train"], "path"),
-        (values["prompts"]["evaluation"], "path"),
-        (values["oracle"], "path"),
-    ]
-    for section, key in places:
-        value = section.get(key)
-        if isinstance(value, str) and (root / value).exists():
-            section[key] = str(root / value)
-    return RunConfig.model_validate(values)
 
 
 def check(job: Job, target: str) -> None:
@@ -95,12 +88,7 @@ def check(job: Job, target: str) -> None:
         raise ConfigError(f"resources.nodes lists {len(job.nodes)} kinds of nodes: --to {target} takes one kind")
     if target == "skypilot":
         _require_accelerators(job)
-    mount = job.config.submission.kubernetes.mount_path
-    if target == "kuberay" and not job.config.run.folder.startswith(mount):
-        raise ConfigError(
-            f"run.folder = {job.config.run.folder} is not on the shared volume: set it to a folder under "
-            f"submission.kubernetes.mount_path = {mount}, where a restarted job finds it again"
-        )
+        _require_lasting_results(job)
     plan_on(job.config, planned_nodes(job.config)).require()
 
 
@@ -109,7 +97,7 @@ def memory_warnings(job: Job) -> tuple[str, ...]:
 
     Empty where it cannot be said: no nodes are listed, or a model is not a folder of this machine.
     """
-    config = job.config
+    config = absolute(job.config, job.working_dir)
     reward = config.reward_model.path if config.reward_model else None
     named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward]
     if not job.nodes or not all(Path(model).is_dir() for model in named if model):
@@ -126,6 +114,20 @@ def _require_accelerators(job: Job) -> None:
         raise ConfigError(
             f"submission.sky.accelerators = {named or 'null'}, but resources.nodes has {gpus} GPUs a node: "
             f"name that many, {f'e.g. H100:{gpus}' if gpus else 'so none (null)'}"
+        )
+
+
+def _require_lasting_results(job: Job) -> None:
+    """SkyPilot's machines end with their disks, and a bucket is not one folder for several of them."""
+    if job.config.submission.sky.bucket is None and job.config.checkpoint.mirror is None:
+        raise ConfigError(
+            "the disk of SkyPilot's machine goes with it: set submission.sky.bucket, e.g. s3://bucket, which is "
+            "mounted at run.folder, or checkpoint.mirror, e.g. s3://bucket/runs, where checkpoints are copied"
+        )
+    if job.num_nodes > 1:
+        raise ConfigError(
+            f"resources.nodes has {job.num_nodes} nodes: --to skypilot takes one, because several machines do not see "
+            "each other's files in a mounted bucket at once; take a larger node, or --to slurm, kuberay or ray"
         )
 
 
@@ -148,6 +150,7 @@ def render(job: Job, target: str) -> dict[str, str]:
         submission=job.config.submission,
         label_option=f' --labels "{_labels(job.nodes[0])}"' if job.nodes[0].labels else "",
         start_params=_start_params,
+        memory_bytes=int(job.nodes[0].memory_gib * GIB),
         ray_version=version("ray"),
     )
     return {file_name: text}
