@@ -55,7 +55,7 @@ async def start_roles(
         ),
         launcher.oracle(
             scorer.type,
-            build.oracle_arguments(scorer),
+            build.oracle_arguments(scorer, gpus=resources.oracle.gpus),
             replicas=scorer.replicas,
             resources=_share(resources.oracle, threads=1),
         ),

@@ -51,6 +51,8 @@ def submit(
     check(job, to)
     for line in memory_warnings(job):
         typer.echo(f"warning: {line}", err=True)
+    if to is Target.ray and (names := job.config.submission.secrets):
+        typer.echo(f"note: {', '.join(names)} must be in the environment of `ray start` on the nodes", err=True)
     if dry_run:
         shown = {"command": job.entrypoint} if to is Target.ray else render(job, to)
         for text in shown.values():

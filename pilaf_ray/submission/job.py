@@ -1,6 +1,7 @@
 """A run as a scheduler sees it, and the files that hand it over."""
 
 import json
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.placement import GIB
-from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.resource_plan import cache_shortage, memory_shortfalls, plan_on, planned_nodes, role_memory
 from pilaf_ray.submission.places import absolute, below, require_on_volume
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
@@ -77,6 +78,7 @@ def job_name(run_name: str) -> str:
 
 def check(job: Job, target: str) -> None:
     """Raise PlacementError or ConfigError before anything is queued that could not run."""
+    _require_secrets(job, target)
     if target == "ray":
         return
     if not job.nodes:
@@ -93,7 +95,7 @@ def check(job: Job, target: str) -> None:
 
 
 def memory_warnings(job: Job) -> tuple[str, ...]:
-    """Nodes and GPUs that the roles would fill beyond their memory, by the estimate of ``--dry-run``.
+    """Memory that the roles would overfill, and a cache that is small, by the estimate of ``--dry-run``.
 
     Empty where it cannot be said: no nodes are listed, or a model is not a folder of this machine.
     """
@@ -103,7 +105,8 @@ def memory_warnings(job: Job) -> tuple[str, ...]:
     if not job.nodes or not all(Path(model).is_dir() for model in named if model):
         return ()
     plan = plan_on(config, planned_nodes(config))
-    return memory_shortfalls(config, role_memory(config), plan)
+    shortage = cache_shortage(config)
+    return (*memory_shortfalls(config, role_memory(config), plan), *([shortage] if shortage else []))
 
 
 def _require_accelerators(job: Job) -> None:
@@ -114,6 +117,23 @@ def _require_accelerators(job: Job) -> None:
         raise ConfigError(
             f"submission.sky.accelerators = {named or 'null'}, but resources.nodes has {gpus} GPUs a node: "
             f"name that many, {f'e.g. H100:{gpus}' if gpus else 'so none (null)'}"
+        )
+
+
+def _require_secrets(job: Job, target: str) -> None:
+    """Raise ConfigError where a name of ``submission.secrets`` would be empty in the job, as far as is known here."""
+    submission = job.config.submission
+    names = submission.secrets
+    if target == "kuberay" and names and submission.kubernetes.secret is None:
+        raise ConfigError(
+            f"submission.secrets = {', '.join(names)}, and pods do not get this shell's environment: name a Kubernetes "
+            "secret that has them as keys, submission.kubernetes.secret"
+        )
+    missing = [name for name in names if not os.environ.get(name)]
+    if target in ("slurm", "skypilot") and missing:
+        raise ConfigError(
+            f"{', '.join(missing)} of submission.secrets {'is' if len(missing) == 1 else 'are'} not set here, and the "
+            f"job takes {'it' if len(missing) == 1 else 'them'} from this shell: export what is missing"
         )
 
 

@@ -1,7 +1,6 @@
 """Schedulers by their own command-line clients: SkyPilot here, Slurm and KubeRay in modules of their own."""
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -73,11 +72,6 @@ def require_client(name: str) -> None:
             f"there is no '{name}' on this machine: submit where it is installed, "
             "or add --dry-run to print the files and hand them over yourself"
         )
-
-
-def missing_secrets(names: Sequence[str]) -> list[str]:
-    """Those of ``submission.secrets`` that this environment does not hold."""
-    return [name for name in names if not os.environ.get(name)]
 
 
 class SkyPilot:

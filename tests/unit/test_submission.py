@@ -42,6 +42,30 @@ def test_no_value_of_a_secret_is_written(target: str, monkeypatch: pytest.Monkey
         assert head["template"]["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
+@pytest.mark.parametrize("target", ["slurm", "skypilot"])
+def test_secrets_that_are_not_set_are_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRST_KEY", "value")
+    monkeypatch.delenv("SECOND_KEY", raising=False)
+    check(example("submission.secrets=[FIRST_KEY]", target=target), target)
+    both = example("submission.secrets=[FIRST_KEY, SECOND_KEY]", target=target)
+    with pytest.raises(ConfigError, match=r"^SECOND_KEY of submission\.secrets is not set here"):
+        check(both, target)
+
+
+def test_secrets_of_pods_come_from_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "value")
+    with pytest.raises(ConfigError, match=r"submission\.secrets = KEY, and pods do not get this shell's environment"):
+        check(example("submission.secrets=[KEY]", target="kuberay"), "kuberay")
+    check(example("submission.secrets=[KEY]", "submission.kubernetes.secret=keys", target="kuberay"), "kuberay")
+
+
+def test_secrets_of_rays_nodes_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pilaf-ray", "submit", str(EXAMPLE), "submission.secrets=[KEY]", "--dry-run"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "note: KEY must be in the environment of `ray start` on the nodes" in capsys.readouterr().err
+
+
 def test_configurations_travel_whole() -> None:
     job = example(target="kuberay")
     config_map, _ = yaml.safe_load_all(render(job, "kuberay")["rayjob.yaml"])
@@ -107,6 +131,8 @@ def test_nodes_that_are_too_small_for_the_models_are_warned_of(
     assert memory_warnings(example()) == (), "the policy is not here"
     models = (f"model.policy={shape}", f"oracle.path={shape}")
     assert memory_warnings(example(*models)) == ()
+    (small,) = memory_warnings(example(*models, "generation.kv_cache_gib=1"))
+    assert small.startswith("generation.kv_cache_gib = 1 holds 2 sequences of model.max_length = 1536 tokens")
     nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
     words = ["submit", str(EXAMPLE), f"run.folder={tmp_path}", *models, nodes, "--to", "slurm", "--dry-run"]
     monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
