@@ -1,7 +1,7 @@
 """Asking Ray for what the planner laid out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -22,6 +22,11 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
+def node_name(node: Mapping[str, Any]) -> str:
+    """What a node of ``ray.nodes()`` is called in plans and messages."""
+    return f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}"
+
+
 def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacity, ...]:
     """What every living node of the connected cluster has free, except those with the ids ``without``."""
     # Ray has no public call for what is free a node; this one is there since long, and used by Ray's own libraries.
@@ -30,7 +35,7 @@ def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacit
     free = available_resources_per_node()
     return tuple(
         NodeCapacity(
-            name=f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}",
+            name=node_name(node),
             cpus=free[node["NodeID"]].get("CPU", 0.0),
             gpus=free[node["NodeID"]].get("GPU", 0.0),
             memory_gib=free[node["NodeID"]].get("memory", 0.0) / GIB,
@@ -42,19 +47,24 @@ def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacit
 
 
 async def wait_for_nodes(count: int, *, seconds: float) -> None:
-    """Return once ``count`` nodes have CPUs or GPUs to give (a head without any does not count).
+    """Return once ``count`` nodes that have CPUs or GPUs are there, free or not (a head without any does not count).
 
     Raises:
         ClusterError: fewer nodes have joined after ``seconds``.
     """
     deadline = asyncio.get_running_loop().time() + seconds
-    while (joined := sum(1 for node in cluster_nodes() if node.cpus or node.gpus)) < count:
+    while (joined := _count_working_nodes()) < count:
         if asyncio.get_running_loop().time() > deadline:
             raise ClusterError(
                 f"{joined} of the {count} nodes in resources.nodes joined the cluster within {seconds:g} s: look at "
                 "the workers' logs, raise resources.start_seconds, or list fewer nodes"
             )
         await asyncio.sleep(0.5)
+
+
+def _count_working_nodes() -> int:
+    totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(1 for total in totals if total.get("CPU") or total.get("GPU"))
 
 
 class Reservations:

@@ -1,5 +1,6 @@
 """A run as a scheduler sees it, and the files that hand it over."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pilaf_ray.resource_plan import cache_shortage, memory_shortfalls, plan_on, 
 from pilaf_ray.submission.places import absolute, below, require_on_volume
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
+_PREFIX, _LONGEST = "pilaf-", 47
 _TEMPLATES = {
     "slurm": ("slurm.sbatch.j2", "job.sbatch"),
     "kuberay": ("rayjob.yaml.j2", "rayjob.yaml"),
@@ -62,6 +64,8 @@ def make_job(config: RunConfig, *, working_dir: Path, target: str) -> Job:
     placed = absolute(config, root)
     path = Path(placed.run.folder) / ".submitted" / f"{config.run.name}.json"
     match target:
+        case "ray":
+            path = Path(f"{job_name(config.run.name)}.json")
         case "kuberay":
             require_on_volume(placed, placed.submission.kubernetes.mount_path)
             path = Path("/etc/pilaf/config.json")
@@ -72,8 +76,16 @@ def make_job(config: RunConfig, *, working_dir: Path, target: str) -> Job:
 
 
 def job_name(run_name: str) -> str:
-    """``pilaf-`` and the run's name in the letters that every scheduler takes."""
-    return "pilaf-" + re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")[:40].rstrip("-")
+    """``pilaf-`` and the run's name in the letters that every scheduler takes, at most 47 as KubeRay wants.
+
+    Where the name must change for that, six digits of its hash keep it apart from others that would become the same.
+    """
+    letters = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
+    if letters == run_name and len(letters) <= _LONGEST - len(_PREFIX):
+        return _PREFIX + letters
+    digits = hashlib.sha256(run_name.encode()).hexdigest()[:6]
+    kept = letters[: _LONGEST - len(_PREFIX) - len(digits) - 1].rstrip("-")
+    return _PREFIX + (f"{kept}-{digits}" if kept else digits)
 
 
 def check(job: Job, target: str) -> None:
@@ -186,6 +198,12 @@ def _labels(node: NodeConfig) -> str:
 
 
 def write_config(job: Job) -> None:
-    """Put the resolved configuration where the job reads it."""
-    job.config_path.parent.mkdir(parents=True, exist_ok=True)
-    job.config_path.write_text(job.config.model_dump_json(indent=2))
+    """Put the resolved configuration where the job reads it; raises ConfigError where that cannot be."""
+    try:
+        job.config_path.parent.mkdir(parents=True, exist_ok=True)
+        job.config_path.write_text(job.config.model_dump_json(indent=2))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {job.config_path} ({error.strerror or error}): run.folder must be on storage that this "
+            "machine and the nodes share"
+        ) from error

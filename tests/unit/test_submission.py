@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,9 +152,22 @@ def test_paths_that_exist_are_absolute_and_hub_ids_stay(tmp_path: Path) -> None:
     assert job.config_path == tmp_path / "runs" / ".submitted" / "llama3-8b-hh.json"
 
 
-def test_names_are_those_that_kubernetes_takes() -> None:
-    assert job_name("Llama_3.1 8B--x") == "pilaf-llama-3-1-8b-x"
-    assert len(job_name("x" * 99)) <= 63
+def test_names_are_those_that_kubernetes_takes_and_no_two_runs_have_one() -> None:
+    assert job_name("llama3-8b-hh") == "pilaf-llama3-8b-hh"
+    # By `printf %s NAME | sha256sum`.
+    assert job_name("Llama_3.1 8B--x") == "pilaf-llama-3-1-8b-x-dee6e9"
+    assert job_name("x" * 41) == f"pilaf-{'x' * 41}"
+    alike = ["a-b", "a_b", "A-b", "a--b", "a-b-", "-", "_", *(f"{'x' * 50}{n}" for n in range(3))]
+    names = [job_name(name) for name in alike]
+    assert len(set(names)) == len(alike)
+    assert all(len(name) <= 47 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) for name in names)
+
+
+@pytest.mark.parametrize("target", ["slurm", "skypilot"])
+def test_nodes_offer_ray_the_memory_that_the_plan_counts(target: str) -> None:
+    nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 1.5}]"
+    (text,) = render(example(nodes, target=target), target).values()
+    assert f"--num-cpus=96 --memory={3 * 2**29}" in text
 
 
 def test_a_missing_client_and_a_refusal_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
