@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
@@ -44,6 +44,19 @@ def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacit
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] in free and node["NodeID"] not in without
     )
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """The option ``scheduling_strategy`` of an actor that must be on this process's own node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def store_place(url: str) -> dict[str, Any]:
+    """Options for the store's actor: a ledger in a file stays on the driver's node, where console and reports read it.
+
+    SQLite's log is shared memory between its readers and its writer, which works on one machine only.
+    """
+    return {"scheduling_strategy": this_node()} if url.startswith("sqlite") else {}
 
 
 async def wait_for_nodes(count: int, *, seconds: float) -> None:

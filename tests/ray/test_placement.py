@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from pilaf_ray.actors import node_checks
-from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
+from pilaf_ray.actors.placement import Reservations, cluster_nodes, store_place, wait_for_nodes
 from pilaf_ray.errors import ClusterError, PlacementError
 from pilaf_ray.node_agreement import NodeFacts, read_facts
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
@@ -125,6 +125,13 @@ async def test_nodes_of_a_run_must_have_its_packages_and_see_its_folder(
     with pytest.raises(ClusterError, match=r"3 of the 4 nodes in resources\.nodes joined the cluster within 1 s"):
         await wait_for_nodes(4, seconds=1)
     fit.release()
+
+
+def test_a_ledger_in_a_file_stays_on_the_drivers_node() -> None:
+    place = store_place("sqlite:////shared/runs/a/preferences.db")["scheduling_strategy"]
+    where = ray.get([Where.options(num_cpus=0, scheduling_strategy=place).remote().node.remote() for _ in range(6)])
+    assert set(where) == {ray.get_runtime_context().get_node_id()}
+    assert store_place("postgresql+psycopg://db.example/pilaf") == {}
 
 
 async def _nothing_is_held() -> None:
