@@ -139,7 +139,7 @@ def test_nodes_that_are_too_small_for_the_models_are_warned_of(
     monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "warning: generator would take 43 GiB of a GPU that has 40" in capsys.readouterr().err
+    assert "warning: generator would take 72 GiB of a GPU that has 40" in capsys.readouterr().err
 
 
 def test_paths_that_exist_are_absolute_and_hub_ids_stay(tmp_path: Path) -> None:
