@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +74,10 @@ def require_client(name: str) -> None:
         )
 
 
+_LOGS_SHOWN = (0, 100, 101, 103)
+"""Exit codes of ``sky jobs logs`` that tell how the job is: well, failed, not at its end, cancelled."""
+
+
 class SkyPilot:
     """``sky jobs``: managed jobs, which start again after a preemption."""
 
@@ -94,18 +98,19 @@ class SkyPilot:
         return [JobStatus(job_id=name, name=name, state=state) for name, state in names if name.startswith("pilaf-")]
 
     def logs(self, job_id: str, *, follow: bool, write: Callable[[str], None]) -> None:
-        stream_client(["sky", "jobs", "logs", "--name", job_id, *([] if follow else ["--no-follow"])], write)
+        command = ["sky", "jobs", "logs", "--name", job_id, *([] if follow else ["--no-follow"])]
+        stream_client(command, write, fine=(0,) if follow else _LOGS_SHOWN)
 
     def stop(self, job_id: str) -> None:
         # Graceful: what the run saved reaches the bucket first.
         run_client(["sky", "jobs", "cancel", "--yes", "--graceful", "--name", job_id], seconds=SKY_SECONDS)
 
 
-def stream_client(command: Sequence[str], write: Callable[[str], None]) -> None:
+def stream_client(command: Sequence[str], write: Callable[[str], None], *, fine: Collection[int] = (0,)) -> None:
     """Hand each line that a scheduler's client prints to ``write``, as it comes.
 
     Raises:
-        ClusterError: the client is missing, or ends with an error, as it does when a followed job fails.
+        ClusterError: the client is missing, or its exit code is none of ``fine``, as when a followed job fails.
     """
     require_client(command[0])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -116,6 +121,6 @@ def stream_client(command: Sequence[str], write: Callable[[str], None]) -> None:
             code = process.wait()
         finally:
             process.terminate()
-    if code:
+    if code not in fine:
         called = " ".join(command[:2])
         raise ClusterError(f"{called} ended with exit code {code}: the job failed, or its output is gone")

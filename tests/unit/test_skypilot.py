@@ -10,7 +10,7 @@ import yaml
 from submission_example import ROOT, FakeClient, example
 
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.errors import ConfigError
+from pilaf_ray.errors import ClusterError, ConfigError
 from pilaf_ray.submission.job import check, render
 from pilaf_ray.submission.schedulers import SkyPilot
 
@@ -143,6 +143,21 @@ def test_a_task_is_handed_over_with_the_names_of_its_secrets(monkeypatch: pytest
     assert SkyPilot().submit(example("submission.secrets=[WANDB_API_KEY]", target="skypilot")) == NAME
     (call,) = sky.calls
     assert call.startswith(f"jobs launch --yes --detach-run --name {NAME} --secret WANDB_API_KEY /")
+
+
+def test_logs_of_a_job_that_runs_or_failed_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its exit codes: 101 is a job that has not ended, 100 one that failed, 102 one that is not there."""
+    sky, lines = FakeClient("sky", tmp_path, monkeypatch), []
+    for code in (101, 100):
+        sky.answer(("jobs logs", "a line\\n", code))
+        SkyPilot().logs(NAME, follow=False, write=lines.append)
+        assert sky.calls == [f"jobs logs --name {NAME} --no-follow"]
+    assert lines == ["a line"] * 2
+    with pytest.raises(ClusterError, match="sky jobs ended with exit code 100: the job failed"):
+        SkyPilot().logs(NAME, follow=True, write=lines.append)
+    sky.answer(("jobs logs", "", 102))
+    with pytest.raises(ClusterError, match="exit code 102"):
+        SkyPilot().logs(NAME, follow=False, write=lines.append)
 
 
 def test_jobs_of_skypilot_are_called_as_logs_and_stop_take_them(
