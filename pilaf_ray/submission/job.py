@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pilaf_ray.config.algorithms import PpoConfig
 from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
@@ -113,7 +114,8 @@ def memory_warnings(job: Job) -> tuple[str, ...]:
     """
     config = absolute(job.config, job.working_dir)
     reward = config.reward_model.path if config.reward_model else None
-    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward]
+    value = config.algorithm.value.path if isinstance(config.algorithm, PpoConfig) else None
+    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward, value]
     if not job.nodes or not all(Path(model).is_dir() for model in named if model):
         return ()
     plan = plan_on(config, planned_nodes(config))

@@ -132,6 +132,8 @@ def test_nodes_that_are_too_small_for_the_models_are_warned_of(
     assert memory_warnings(example()) == (), "the policy is not here"
     models = (f"model.policy={shape}", f"oracle.path={shape}")
     assert memory_warnings(example(*models)) == ()
+    elsewhere = ("algorithm={type: ppo, value: {path: owner/value}}", "reward_model={}", "resources.reward.gpus=1")
+    assert memory_warnings(example(*models, *elsewhere)) == (), "PPO's value model is not here"
     (small,) = memory_warnings(example(*models, "generation.kv_cache_gib=1"))
     assert small.startswith("generation.kv_cache_gib = 1 holds 2 sequences of model.max_length = 1536 tokens")
     nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
