@@ -119,7 +119,7 @@ async def _sample(
         ),
         launcher.oracle(
             config.scoring_oracle.type,
-            build.oracle_arguments(config.scoring_oracle),
+            build.oracle_arguments(config.scoring_oracle, gpus=r.oracle.gpus),
             replicas=config.scoring_oracle.replicas,
             resources=RoleResources(num_cpus=r.oracle.cpus, num_gpus=r.oracle.gpus, threads=1),
         ),

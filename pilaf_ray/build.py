@@ -20,7 +20,6 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.prompt_turns import PromptSource
 from pilaf_ray.data.prompts import PromptSet, StreamedPrompts, load_prompts
 from pilaf_ray.engines.checkpoint import CheckpointStore
-from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.engines.quantised import require_bitsandbytes
@@ -36,6 +35,7 @@ from pilaf_ray.pipeline.guards import GuardRule, Measure
 from pilaf_ray.pipeline.schedule import IterativeSchedule, OnlineSchedule, Schedule
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.resource_plan import cluster_address, lora_settings, offload_settings, shares_base
+from pilaf_ray.role_formats import oracle_format, role_formats
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.plans import PairSampler
 from pilaf_ray.types import PairPlan
@@ -52,7 +52,10 @@ class RunInputs:
     evaluation: PromptSet
     sampler: PairSampler
     dtype: str
+    """Number format of the generators."""
+    reference_dtype: str
     precision: str
+    """Number format in which the learner computes."""
 
 
 def build_inputs(config: RunConfig) -> RunInputs:
@@ -73,12 +76,14 @@ def build_inputs(config: RunConfig) -> RunInputs:
     check_tokenizers(config.model.policy, config.model.reference_path)
     train: PromptSource = _stream(config) if config.prompts.train.stream else _load(config, config.prompts.train)
     evaluation = _load(config, config.prompts.evaluation, limit=config.evaluation.prompts)
+    formats = role_formats(config)
     return RunInputs(
         train=train,
         evaluation=evaluation,
         sampler=build_sampler(config),
-        dtype=resolve_dtype(config.model.dtype),
-        precision=resolve_dtype(config.learner.precision),
+        dtype=formats.generator,
+        reference_dtype=formats.reference,
+        precision=formats.learner,
     )
 
 
@@ -254,7 +259,7 @@ def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
     """Arguments of :class:`pilaf_ray.engines.reference.ReferenceModel`."""
     return {
         "model_path": config.model.reference_path,
-        "dtype": inputs.dtype,
+        "dtype": inputs.reference_dtype,
         "cpu_threads": config.reference.cpu_threads,
         "micro_batch_tokens": config.reference.micro_batch_tokens,
         "logprob_chunk_tokens": config.learner.logprob_chunk_tokens,
@@ -262,8 +267,8 @@ def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
     }
 
 
-def oracle_arguments(oracle: FunctionOracleConfig | RewardModelOracleConfig) -> dict[str, Any]:
-    """Arguments of the oracle class that scores."""
+def oracle_arguments(oracle: FunctionOracleConfig | RewardModelOracleConfig, *, gpus: float) -> dict[str, Any]:
+    """Arguments of the oracle class that scores, on ``gpus`` GPUs."""
     if isinstance(oracle, FunctionOracleConfig):
         return {
             "target": oracle.target,
@@ -273,7 +278,7 @@ def oracle_arguments(oracle: FunctionOracleConfig | RewardModelOracleConfig) -> 
         }
     return {
         "path": oracle.path,
-        "dtype": resolve_dtype(oracle.dtype),
+        "dtype": oracle_format(oracle, gpus=gpus),
         "device": oracle.device,
         "max_length": oracle.max_length,
         "micro_batch_size": oracle.micro_batch_size,

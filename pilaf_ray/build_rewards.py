@@ -6,13 +6,13 @@ from typing import Any
 from pilaf_ray.config.algorithms import AdaptiveKlConfig, GrpoConfig, PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.data.prompt_turns import PromptSource
-from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.evaluation.reward_quality import RewardQuality
 from pilaf_ray.pipeline.ports import GeneratorPort, RewardPort, RewardScorer, TokenScorer
 from pilaf_ray.pipeline.reward_trainer import RewardStorePort, RewardTrainer
 from pilaf_ray.pipeline.rollout_stream import RolloutStream
 from pilaf_ray.pipeline.supervision import Report, no_report
 from pilaf_ray.resource_plan import lora_settings, offload_settings
+from pilaf_ray.role_formats import role_formats
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.types import RolloutPlan
@@ -27,7 +27,7 @@ def reward_arguments(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "policy_path": config.model.policy,
         "world_size": reward.ranks,
         "zero_stage": reward.zero_stage,
-        "precision": resolve_dtype(reward.precision),
+        "precision": role_formats(config).reward,
         "learning_rate": reward.learning_rate,
         "head_learning_rate": reward.head_learning_rate,
         "warmup_steps": reward.warmup_steps,

@@ -78,7 +78,8 @@ def _devices() -> Iterator[Row]:
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     yield "GPUs", f"{count}: {names}" if count else "none: everything runs on the CPU", ""
-    yield "number format of 'auto'", resolve_dtype("auto"), ""
+    here = resolve_dtype("auto", on_gpu=count > 0)
+    yield "number format of 'auto'", f"{here} for roles on {'GPUs' if count else 'the CPU'}", ""
 
 
 def _room() -> Iterator[Row]:

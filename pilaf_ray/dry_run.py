@@ -10,10 +10,17 @@ from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.samplers import labels_per_pair
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
-from pilaf_ray.resource_plan import cluster_address, memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.resource_plan import (
+    cache_shortage,
+    cluster_address,
+    memory_shortfalls,
+    plan_on,
+    planned_nodes,
+    role_memory,
+)
+from pilaf_ray.role_formats import role_formats
 from pilaf_ray.run_mirror import open_mirror
 
 
@@ -34,6 +41,8 @@ def print_plan(config: RunConfig) -> None:
     estimates = role_memory(config)
     console.print(_roles(config, inputs, estimates))
     console.print(_parts(estimates))
+    if shortage := cache_shortage(config):
+        console.print(f"warning: {shortage}", markup=False, highlight=False)
     nodes = planned_nodes(config) or _this_machine(config)
     if nodes:
         _print_placement(console, config, estimates, plan_on(config, nodes))
@@ -123,12 +132,12 @@ def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate
             config.reference.replicas,
             r.reference,
             config.reference.cpu_threads,
-            f"{reference}, {inputs.dtype}",
+            f"{reference}, {inputs.reference_dtype}",
         ),
         "oracle": (config.scoring_oracle.replicas, r.oracle, 1, config.scoring_oracle.type),
     }
     if reward := config.reward_model:
-        model = f"{reward.path or policy} + scalar head, {resolve_dtype(reward.precision)}, ZeRO-{reward.zero_stage}"
+        model = f"{reward.path or policy} + scalar head, {role_formats(config).reward}, ZeRO-{reward.zero_stage}"
         rows["reward"] = (reward.ranks, r.reward, reward.cpu_threads, model)
     table = Table("role", "replicas", "CPUs", "GPUs", "threads", "GiB a GPU", "GiB of host", "model")
     table.title = f"run {config.run.name}: each replica"

@@ -204,7 +204,7 @@ class _EvaluationJob:
         asked = self._config.resources.oracle
         return await self._launcher.oracle(
             oracle.type,
-            build.oracle_arguments(oracle),
+            build.oracle_arguments(oracle, gpus=asked.gpus),
             replicas=oracle.replicas,
             resources=RoleResources(num_cpus=asked.cpus, num_gpus=asked.gpus, threads=1),
         )

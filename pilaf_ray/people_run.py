@@ -51,7 +51,7 @@ async def start_machine(
     if isinstance(settings, JudgeOracleConfig):
         arguments = judge_arguments(settings, folder)
     else:
-        arguments = build.oracle_arguments(settings)
+        arguments = build.oracle_arguments(settings, gpus=0)
     light = RoleResources(num_cpus=0, num_gpus=0, threads=1)
     return await launcher.oracle(settings.type, arguments, replicas=1, resources=light, name="labels")
 

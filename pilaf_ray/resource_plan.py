@@ -9,10 +9,10 @@ from pilaf_ray.config.oracle import FunctionOracleConfig
 from pilaf_ray.config.resources import LearnerResourcesConfig, RoleResourcesConfig
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.lora_checks import LoraSettings, count_adapter_parameters
 from pilaf_ray.engines.zero_options import OffloadSettings
 from pilaf_ray.memory import (
+    BYTES,
     GIB,
     GeneratorSettings,
     LearnerSettings,
@@ -26,6 +26,7 @@ from pilaf_ray.memory import (
     scorer_memory,
 )
 from pilaf_ray.placement import Bundle, NodeCapacity, PlacementPlan, RoleRequest, make_groups, plan_placement
+from pilaf_ray.role_formats import oracle_format, role_formats
 
 TAKE_TURNS = ("generator", "learner")
 """Who rests where ``resources.turns`` is set."""
@@ -104,7 +105,7 @@ def offload_settings(config: RunConfig) -> OffloadSettings:
 def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[MemoryEstimate, ...]:
     """One replica of every role; ``shape`` is the policy's, read from its folder when left out."""
     policy = shape or read_shape(config.model.policy)
-    dtype = resolve_dtype(config.model.dtype)
+    formats = role_formats(config)
     generation, learner, r = config.generation, config.learner, config.resources
     lora = lora_settings(config)
     adapters = None if lora is None else count_adapter_parameters(config.model.policy, lora)
@@ -112,7 +113,7 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
         generator_memory(
             policy,
             GeneratorSettings(
-                dtype=dtype,
+                dtype=formats.generator,
                 kv_cache_gib=generation.kv_cache_gib,
                 max_num_seqs=generation.max_num_seqs,
                 max_num_batched_tokens=max(generation.max_num_batched_tokens, config.model.max_length),
@@ -126,7 +127,7 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
         scorer_memory(
             "reference",
             policy,
-            dtype=dtype,
+            dtype=formats.reference,
             tokens=max(config.reference.micro_batch_tokens, config.model.max_length),
             chunk=learner.logprob_chunk_tokens,
             on_gpu=r.reference.gpus > 0,
@@ -161,7 +162,7 @@ def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None)
     """The policy's learner, and in the same process PPO's value model."""
     learner = config.learner
     settings = LearnerSettings(
-        precision=resolve_dtype(learner.precision),
+        precision=role_formats(config).learner,
         zero_stage=learner.zero_stage,
         ranks=learner.ranks,
         micro_batch_tokens=max(learner.micro_batch_tokens, config.model.max_length),
@@ -195,13 +196,14 @@ def _learner_memory(config: RunConfig, policy: ModelShape, adapters: int | None)
 
 def _reward_memory(config: RunConfig, policy: ModelShape) -> MemoryEstimate:
     reward = config.reward_model
-    assert reward is not None, "only a run with a reward model has memory for it"
+    precision = role_formats(config).reward
+    assert reward is not None and precision is not None, "only a run with a reward model has memory for it"
     whole, shape, trained = _scalar_head_shape(reward, policy)
     return scalar_head_memory(
         "reward",
         shape,
         LearnerSettings(
-            precision=resolve_dtype(reward.precision),
+            precision=precision,
             zero_stage=reward.zero_stage,
             ranks=reward.ranks,
             micro_batch_tokens=max(reward.micro_batch_tokens, config.model.max_length),
@@ -222,10 +224,33 @@ def _oracle_memory(config: RunConfig) -> MemoryEstimate:
     return scorer_memory(
         "oracle",
         read_shape(oracle.path, head=False),
-        dtype=resolve_dtype(oracle.dtype),
+        dtype=oracle_format(oracle, gpus=config.resources.oracle.gpus),
         tokens=oracle.micro_batch_size * oracle.max_length,
         chunk=0,
         on_gpu=config.resources.oracle.gpus > 0,
+    )
+
+
+def cache_shortage(config: RunConfig) -> str | None:
+    """One line where a generator's cache holds less than a quarter of ``max_num_seqs`` sequences of full length.
+
+    Most sequences are shorter than ``model.max_length`` or not yet at their end, so less than all is enough; below a
+    quarter requests wait for each other, or lose their cache and are computed again.
+    """
+    generation, longest = config.generation, config.model.max_length
+    shape = read_shape(config.model.policy)
+    workers = generation.tensor_parallel_size
+    # Each worker keeps its share of the heads, at least one, and caches of policy and reference.
+    heads = -(-shape.kv_heads // workers)
+    element = BYTES[role_formats(config).generator]
+    a_sequence = 2 * longest * replace(shape, kv_heads=heads).kv_bytes_a_token(element) / GIB
+    whole, wanted = int(generation.kv_cache_gib / a_sequence), generation.max_num_seqs
+    if 4 * whole >= wanted:
+        return None
+    return (
+        f"generation.kv_cache_gib = {generation.kv_cache_gib:g} holds {whole} sequences of model.max_length = "
+        f"{longest} tokens, and generation.max_num_seqs = {wanted} may be under way: raise it to "
+        f"{a_sequence * wanted / 4:.1f} or more, or lower generation.max_num_seqs"
     )
 
 

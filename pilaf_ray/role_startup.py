@@ -8,7 +8,7 @@ from rich.console import Console
 from pilaf_ray import build
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
 from pilaf_ray.actors.learner_group import RewardGroup
-from pilaf_ray.actors.node_checks import require_fit_nodes
+from pilaf_ray.actors.node_checks import reserve_fit_nodes
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.config.resources import RoleResourcesConfig
@@ -55,7 +55,7 @@ async def start_roles(
         ),
         launcher.oracle(
             scorer.type,
-            build.oracle_arguments(scorer),
+            build.oracle_arguments(scorer, gpus=resources.oracle.gpus),
             replicas=scorer.replicas,
             resources=_share(resources.oracle, threads=1),
         ),
@@ -99,10 +99,7 @@ async def _reserve(config: RunConfig, folder: RunFolder) -> Reservations:
     await wait_for_nodes(sum(node.count for node in resources.nodes), seconds=resources.start_seconds)
     plan = plan_on(config, cluster_nodes())
     plan.require()
-    reservations = Reservations(plan.groups)
-    await reservations.acquire(seconds=resources.start_seconds)
-    await require_fit_nodes(reservations.node_ids(), folder=folder.path, seconds=resources.start_seconds)
-    return reservations
+    return await reserve_fit_nodes(plan, folder=folder.path, seconds=resources.start_seconds)
 
 
 async def _reward(config: RunConfig, folder: RunFolder, launcher: RoleLauncher) -> RewardGroup | None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from pilaf_ray.config.model import LoraSection
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.device import resolve_dtype
 from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.memory import BYTES, GIB, MemoryEstimate, read_shape
 from pilaf_ray.resource_plan import lora_settings, memory_shortfalls, plan_on, planned_nodes, role_memory, role_requests
+from pilaf_ray.role_formats import role_formats
 
 _FULL, _LORA = "every weight", "adapters"
 
@@ -70,7 +70,7 @@ def _updates(config: RunConfig, adapted: RunConfig) -> str:
     """What an update of the generators moves."""
     settings = lora_settings(adapted)
     assert settings is not None, "the second variant has adapters"
-    element = BYTES[resolve_dtype(config.learner.precision)]
+    element = BYTES[role_formats(config).learner]
     whole = element * read_shape(config.model.policy).parameters
     few = element * count_adapter_parameters(config.model.policy, settings)
     return (

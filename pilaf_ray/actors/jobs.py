@@ -15,12 +15,14 @@ from tenacity import RetryCallState, retry, retry_if_result, stop_after_delay, w
 from pilaf_ray.errors import ClusterError
 from pilaf_ray.placement import GIB, NodeCapacity
 from pilaf_ray.resource_plan import plan_on
-from pilaf_ray.submission.job import Job, write_config
+from pilaf_ray.submission.job import Job
 from pilaf_ray.submission.schedulers import JobStatus
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What a working tree holds that no job needs; Ray refuses packages above 512 MiB.
 EXCLUDES = [".git", ".venv", ".cache", "runs", "**/__pycache__", "**/*.db", "**/*.safetensors", "**/checkpoints"]
+CONFIG_VARIABLE = "PILAF_RUN_CONFIG"
+"""Carries the resolved configuration; no secret stands in one."""
 
 
 def _last_answer(attempts: RetryCallState) -> Any:
@@ -51,15 +53,20 @@ class RayJobs:
     def submit(self, job: Job) -> str:
         """Queue ``job`` after its plan fits the cluster; its working folder travels with it."""
         plan_on(job.config, self._nodes()).require()
-        write_config(job)
         taken = {info.submission_id for info in self._client.list_jobs()}
         number = next(n for n in range(1, len(taken) + 2) if f"{job.name}-{n}" not in taken)
         try:
             return self._client.submit_job(
-                entrypoint=job.entrypoint,
+                # In the job's own copy of the working folder; the shell gives way to the driver, which is told to stop.
+                entrypoint=f'printf %s "${CONFIG_VARIABLE}" >{job.config_path} && exec {job.entrypoint}',
                 submission_id=f"{job.name}-{number}",
                 # Values of secrets would be shown on the dashboard: they come from the environment of the nodes.
-                runtime_env={"working_dir": str(job.working_dir), "excludes": EXCLUDES},
+                runtime_env={
+                    "working_dir": str(job.working_dir),
+                    "excludes": EXCLUDES,
+                    # The head may see no file system of this machine's. Ray would put variables of its own for a $.
+                    "env_vars": {CONFIG_VARIABLE: job.config.model_dump_json().replace("$", "\\u0024")},
+                },
                 metadata={"pilaf_run": job.config.run.name},
             )
         except (RuntimeError, ValueError) as error:

@@ -16,7 +16,7 @@ from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.handles import OraclePool, ReferencePool, StoreHandle
 from pilaf_ray.actors.learner_group import LearnerGroup, RewardGroup, StartGroup
 from pilaf_ray.actors.people import PeoplePool
-from pilaf_ray.actors.placement import Reservations
+from pilaf_ray.actors.placement import Reservations, store_place
 from pilaf_ray.actors.replica_handles import Spawn
 from pilaf_ray.actors.roles import (
     GeneratorActor,
@@ -249,7 +249,8 @@ class RoleLauncher:
             reraise=True,
         )
         async def create() -> Any:
-            return StoreActor.options(name=name, num_cpus=0, max_restarts=0).remote("store", self._logs, url, namespace)
+            options = {"name": name, "num_cpus": 0, "max_restarts": 0, **store_place(url)}
+            return StoreActor.options(**options).remote("store", self._logs, url, namespace)
 
         async def spawn(_number: int) -> Any:
             actor = await create()

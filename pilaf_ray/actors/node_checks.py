@@ -9,8 +9,34 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pilaf_ray.actors.placement import Reservations, node_name
 from pilaf_ray.errors import ClusterError
 from pilaf_ray.node_agreement import NodeFacts, read_facts, require_agreement
+from pilaf_ray.placement import PlacementPlan
+
+
+async def reserve_fit_nodes(plan: PlacementPlan, *, folder: Path, seconds: float) -> Reservations:
+    """What ``plan`` asks for, on nodes that :func:`require_fit_nodes` accepts.
+
+    The plan's own nodes are asked before anything is held. Ray may pack otherwise: nodes that it chose instead are
+    asked afterwards, and everything is given back where they are not fit.
+
+    Raises:
+        PlacementError: the cluster does not grant it within ``seconds``.
+        ClusterError: as :func:`require_fit_nodes`.
+    """
+    by_name = {name: node for node, name in _names().items()}
+    planned = [by_name[name] for names in plan.assigned.values() for name in names if name in by_name]
+    await require_fit_nodes(planned, folder=folder, seconds=seconds)
+    reservations = Reservations(plan.groups)
+    await reservations.acquire(seconds=seconds)
+    try:
+        chosen = [node for node in reservations.node_ids() if node not in planned]
+        await require_fit_nodes(chosen, folder=folder, seconds=seconds)
+    except BaseException:
+        reservations.release()
+        raise
+    return reservations
 
 
 async def require_fit_nodes(node_ids: Sequence[str], *, folder: Path, seconds: float) -> None:
@@ -23,7 +49,7 @@ async def require_fit_nodes(node_ids: Sequence[str], *, folder: Path, seconds: f
     others = [node for node in dict.fromkeys(node_ids) if node != here]
     if not others:
         return
-    names = {node["NodeID"]: f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}" for node in ray.nodes()}
+    names = _names()
     token = uuid4().hex
     marker = (folder / f".seen-{token[:8]}").resolve()
     marker.write_text(token)
@@ -37,6 +63,11 @@ async def require_fit_nodes(node_ids: Sequence[str], *, folder: Path, seconds: f
         facts,
         folder=folder.resolve(),
     )
+
+
+def _names() -> dict[str, str]:
+    """What the planner calls each node, by Ray's id."""
+    return {node["NodeID"]: node_name(node) for node in ray.nodes()}
 
 
 async def _facts(name: str, node: str, marker: Path, token: str, seconds: float) -> NodeFacts:

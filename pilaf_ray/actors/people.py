@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.handles import OraclePool
+from pilaf_ray.actors.placement import this_node
 from pilaf_ray.console.address import require_free_port
 from pilaf_ray.errors import ConfigError, RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
@@ -186,11 +187,8 @@ async def start_console(
         ConfigError: the address is taken.
     """
     require_free_port(host, port)
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
     # It reads the run folder and the ledger's file, so it stays on the machine that writes them.
-    actor = ConsoleActor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(
+    actor = ConsoleActor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=this_node()).remote(
         str(logs.resolve()), str(run.resolve()), host, port, tuple(allowed_hosts), store, call_seconds
     )
     if not await call(actor.start.remote(), role="console", seconds=START_SECONDS):

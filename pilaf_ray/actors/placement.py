@@ -1,14 +1,14 @@
 """Asking Ray for what the planner laid out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
@@ -22,6 +22,11 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
+def node_name(node: Mapping[str, Any]) -> str:
+    """What a node of ``ray.nodes()`` is called in plans and messages."""
+    return f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}"
+
+
 def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacity, ...]:
     """What every living node of the connected cluster has free, except those with the ids ``without``."""
     # Ray has no public call for what is free a node; this one is there since long, and used by Ray's own libraries.
@@ -30,7 +35,7 @@ def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacit
     free = available_resources_per_node()
     return tuple(
         NodeCapacity(
-            name=f"{node['NodeManagerHostname']}/{node['NodeID'][:8]}",
+            name=node_name(node),
             cpus=free[node["NodeID"]].get("CPU", 0.0),
             gpus=free[node["NodeID"]].get("GPU", 0.0),
             memory_gib=free[node["NodeID"]].get("memory", 0.0) / GIB,
@@ -41,20 +46,38 @@ def cluster_nodes(*, without: frozenset[str] = frozenset()) -> tuple[NodeCapacit
     )
 
 
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """The option ``scheduling_strategy`` of an actor that must be on this process's own node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def store_place(url: str) -> dict[str, Any]:
+    """Options for the store's actor: a ledger in a file stays on the driver's node, where console and reports read it.
+
+    SQLite's log is shared memory between its readers and its writer, which works on one machine only.
+    """
+    return {"scheduling_strategy": this_node()} if url.startswith("sqlite") else {}
+
+
 async def wait_for_nodes(count: int, *, seconds: float) -> None:
-    """Return once ``count`` nodes have CPUs or GPUs to give (a head without any does not count).
+    """Return once ``count`` nodes that have CPUs or GPUs are there, free or not (a head without any does not count).
 
     Raises:
         ClusterError: fewer nodes have joined after ``seconds``.
     """
     deadline = asyncio.get_running_loop().time() + seconds
-    while (joined := sum(1 for node in cluster_nodes() if node.cpus or node.gpus)) < count:
+    while (joined := _count_working_nodes()) < count:
         if asyncio.get_running_loop().time() > deadline:
             raise ClusterError(
                 f"{joined} of the {count} nodes in resources.nodes joined the cluster within {seconds:g} s: look at "
                 "the workers' logs, raise resources.start_seconds, or list fewer nodes"
             )
         await asyncio.sleep(0.5)
+
+
+def _count_working_nodes() -> int:
+    totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(1 for total in totals if total.get("CPU") or total.get("GPU"))
 
 
 class Reservations:

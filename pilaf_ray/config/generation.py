@@ -37,7 +37,7 @@ class GenerationSection(Section):
     max_num_batched_tokens: int = Field(default=2048, ge=1)
     """Tokens in one forward."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """Key-value cache on a CPU, in GiB."""
+    """Key-value cache of an engine, of policy and reference together, in GiB; of each GPU, with several an engine."""
     cpu_threads: int = Field(default=1, ge=1)
     """Threads of an engine on a CPU."""
     enforce_eager: bool = True

@@ -32,7 +32,7 @@ class KubernetesConfig(Section):
     volume_claim: str = "pilaf-runs"
     """Shared volume that holds runs, models and prompts."""
     mount_path: str = "/shared"
-    """Where the volume is mounted; run.folder must lie there."""
+    """Where the volume is mounted; run.folder, models and prompts must lie there."""
     secret: str | None = None
     """Secret whose keys become environment variables."""
     retries: int = Field(default=3, ge=0)
@@ -47,7 +47,7 @@ class SkyConfig(Section):
     cloud: str | None = None
     """Cloud; any when left out."""
     bucket: str | None = None
-    """Object store, e.g. s3://bucket, mounted at the run folder."""
+    """Object store, e.g. s3://bucket, mounted at run.folder; needed where checkpoint.mirror is not set."""
     use_spot: bool = False
     """Preemptible machines; a managed job resumes after each preemption."""
 

@@ -1,4 +1,4 @@
-"""Which number format this machine computes in without crawling."""
+"""Which number format a role computes in without crawling."""
 
 from pathlib import Path
 
@@ -15,14 +15,17 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
-def resolve_dtype(setting: str) -> str:
-    """``float32`` or ``bfloat16``; ``auto`` takes bfloat16 where the hardware multiplies it.
+def resolve_dtype(setting: str, *, on_gpu: bool, flags: frozenset[str] | None = None) -> str:
+    """``float32`` or ``bfloat16``; ``auto`` takes bfloat16 where the role's hardware multiplies it.
 
     A CPU without bf16 units emulates it, which is many times slower than fp32.
+
+    Args:
+        setting: of the configuration.
+        on_gpu: whether the role reserves GPUs. The driver's own machine may have none, as a cluster's head or a laptop.
+        flags: of the CPU that the role is on; this machine's when left out.
     """
     if setting != "auto":
         return setting
-    import torch
-
-    fast = torch.cuda.is_available() or bool(_FAST_BFLOAT16 & cpu_flags())
+    fast = on_gpu or bool(_FAST_BFLOAT16 & (cpu_flags() if flags is None else flags))
     return "bfloat16" if fast else "float32"

@@ -9,6 +9,7 @@ import typer
 from pilaf_ray.config.loader import load_config
 
 if TYPE_CHECKING:
+    from pilaf_ray.submission.job import Job
     from pilaf_ray.submission.schedulers import Scheduler
 
 
@@ -46,10 +47,12 @@ def submit(
     """Hand a run to a scheduler; submitted again, it goes on where it stopped."""
     from pilaf_ray.submission.job import check, make_job, memory_warnings, render
 
-    job = make_job(load_config(config, overrides or []), working_dir=working_dir)
+    job = make_job(load_config(config, overrides or []), working_dir=working_dir, target=to)
     check(job, to)
     for line in memory_warnings(job):
         typer.echo(f"warning: {line}", err=True)
+    if to is Target.ray and (names := job.config.submission.secrets):
+        typer.echo(f"note: {', '.join(names)} must be in the environment of `ray start` on the nodes", err=True)
     if dry_run:
         shown = {"command": job.entrypoint} if to is Target.ray else render(job, to)
         for text in shown.values():
@@ -58,7 +61,7 @@ def submit(
     scheduler = _scheduler(to, address, job.config.submission.kubernetes.namespace)
     job_id = scheduler.submit(job)
     typer.echo(f"submitted {job_id}; run folder {job.config.run.folder}/{job.config.run.name}")
-    typer.echo(f"follow it with: pilaf-ray logs {job_id} --to {to} --follow")
+    typer.echo(f"follow it with: pilaf-ray logs {job_id} --to {to}{_where(job, to, address)} --follow")
     if follow:
         scheduler.logs(job_id, follow=True, write=typer.echo)
 
@@ -91,8 +94,17 @@ def stop(
     typer.echo(f"told {job} to stop; what it saved is continued by submitting it again")
 
 
+def _where(job: "Job", to: Target, address: str | None) -> str:
+    """The options without which `logs` and `stop` would look elsewhere."""
+    if to is Target.ray and address:
+        return f" --address {address}"
+    namespace = job.config.submission.kubernetes.namespace
+    return f" --namespace {namespace}" if to is Target.kuberay and namespace != "default" else ""
+
+
 def _scheduler(to: Target, address: str | None, namespace: str) -> "Scheduler":
-    from pilaf_ray.submission.schedulers import KubeRay, SkyPilot
+    from pilaf_ray.submission.kuberay import KubeRay
+    from pilaf_ray.submission.schedulers import SkyPilot
     from pilaf_ray.submission.slurm import Slurm
 
     match to:

@@ -1,21 +1,26 @@
 """A run as a scheduler sees it, and the files that hand it over."""
 
+import hashlib
 import json
+import os
 import re
 import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pilaf_ray.config.algorithms import PpoConfig
 from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
-from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.placement import GIB
+from pilaf_ray.resource_plan import cache_shortage, memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.submission.places import absolute, below, require_on_volume
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
+_PREFIX, _LONGEST = "pilaf-", 47
 _TEMPLATES = {
     "slurm": ("slurm.sbatch.j2", "job.sbatch"),
     "kuberay": ("rayjob.yaml.j2", "rayjob.yaml"),
@@ -31,7 +36,7 @@ class Job:
     """Valid as a Kubernetes name: lower case, digits and dashes."""
     config: RunConfig
     config_path: Path
-    """Resolved configuration, on storage that the job can read."""
+    """Where the driver reads the resolved configuration."""
     working_dir: Path
 
     @property
@@ -50,40 +55,43 @@ class Job:
         return sum(node.count for node in self.nodes)
 
 
-def make_job(config: RunConfig, *, working_dir: Path) -> Job:
-    """The job of ``config``, with every path that exists here made absolute.
+def make_job(config: RunConfig, *, working_dir: Path, target: str) -> Job:
+    """The job of ``config`` as ``target`` will run it, with paths that mean the same on its machines.
 
-    A job runs in another folder than the one it was submitted from, so relative paths would point nowhere.
+    Raises:
+        ConfigError: a path names what no machine of the target's can see.
     """
-    absolute = _absolute(config, working_dir.resolve())
-    path = Path(absolute.run.folder) / ".submitted" / f"{config.run.name}.json"
-    return Job(name=job_name(config.run.name), config=absolute, config_path=path, working_dir=working_dir.resolve())
+    root = working_dir.resolve()
+    placed = absolute(config, root)
+    path = Path(placed.run.folder) / ".submitted" / f"{config.run.name}.json"
+    match target:
+        case "ray":
+            path = Path(f"{job_name(config.run.name)}.json")
+        case "kuberay":
+            require_on_volume(placed, placed.submission.kubernetes.mount_path)
+            path = Path("/etc/pilaf/config.json")
+        case "skypilot":
+            placed = below(placed, root, mounted=placed.submission.sky.bucket is not None)
+            path = Path(f"{job_name(config.run.name)}.json")
+    return Job(name=job_name(config.run.name), config=placed, config_path=path, working_dir=root)
 
 
 def job_name(run_name: str) -> str:
-    """``pilaf-`` and the run's name in the letters that every scheduler takes."""
-    return "pilaf-" + re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")[:40].rstrip("-")
+    """``pilaf-`` and the run's name in the letters that every scheduler takes, at most 47 as KubeRay wants.
 
-
-def _absolute(config: RunConfig, root: Path) -> RunConfig:
-    values: dict[str, Any] = config.model_dump(mode="json")
-    values["run"]["folder"] = str(root / config.run.folder)
-    places = [
-        (values["model"], "policy"),
-        (values["model"], "reference"),
-        (values["prompts"]["train"], "path"),
-        (values["prompts"]["evaluation"], "path"),
-        (values["oracle"], "path"),
-    ]
-    for section, key in places:
-        value = section.get(key)
-        if isinstance(value, str) and (root / value).exists():
-            section[key] = str(root / value)
-    return RunConfig.model_validate(values)
+    Where the name must change for that, six digits of its hash keep it apart from others that would become the same.
+    """
+    letters = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
+    if letters == run_name and len(letters) <= _LONGEST - len(_PREFIX):
+        return _PREFIX + letters
+    digits = hashlib.sha256(run_name.encode()).hexdigest()[:6]
+    kept = letters[: _LONGEST - len(_PREFIX) - len(digits) - 1].rstrip("-")
+    return _PREFIX + (f"{kept}-{digits}" if kept else digits)
 
 
 def check(job: Job, target: str) -> None:
     """Raise PlacementError or ConfigError before anything is queued that could not run."""
+    _require_secrets(job, target)
     if target == "ray":
         return
     if not job.nodes:
@@ -95,27 +103,24 @@ def check(job: Job, target: str) -> None:
         raise ConfigError(f"resources.nodes lists {len(job.nodes)} kinds of nodes: --to {target} takes one kind")
     if target == "skypilot":
         _require_accelerators(job)
-    mount = job.config.submission.kubernetes.mount_path
-    if target == "kuberay" and not job.config.run.folder.startswith(mount):
-        raise ConfigError(
-            f"run.folder = {job.config.run.folder} is not on the shared volume: set it to a folder under "
-            f"submission.kubernetes.mount_path = {mount}, where a restarted job finds it again"
-        )
+        _require_lasting_results(job)
     plan_on(job.config, planned_nodes(job.config)).require()
 
 
 def memory_warnings(job: Job) -> tuple[str, ...]:
-    """Nodes and GPUs that the roles would fill beyond their memory, by the estimate of ``--dry-run``.
+    """Memory that the roles would overfill, and a cache that is small, by the estimate of ``--dry-run``.
 
     Empty where it cannot be said: no nodes are listed, or a model is not a folder of this machine.
     """
-    config = job.config
+    config = absolute(job.config, job.working_dir)
     reward = config.reward_model.path if config.reward_model else None
-    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward]
+    value = config.algorithm.value.path if isinstance(config.algorithm, PpoConfig) else None
+    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward, value]
     if not job.nodes or not all(Path(model).is_dir() for model in named if model):
         return ()
     plan = plan_on(config, planned_nodes(config))
-    return memory_shortfalls(config, role_memory(config), plan)
+    shortage = cache_shortage(config)
+    return (*memory_shortfalls(config, role_memory(config), plan), *([shortage] if shortage else []))
 
 
 def _require_accelerators(job: Job) -> None:
@@ -126,6 +131,37 @@ def _require_accelerators(job: Job) -> None:
         raise ConfigError(
             f"submission.sky.accelerators = {named or 'null'}, but resources.nodes has {gpus} GPUs a node: "
             f"name that many, {f'e.g. H100:{gpus}' if gpus else 'so none (null)'}"
+        )
+
+
+def _require_secrets(job: Job, target: str) -> None:
+    """Raise ConfigError where a name of ``submission.secrets`` would be empty in the job, as far as is known here."""
+    submission = job.config.submission
+    names = submission.secrets
+    if target == "kuberay" and names and submission.kubernetes.secret is None:
+        raise ConfigError(
+            f"submission.secrets = {', '.join(names)}, and pods do not get this shell's environment: name a Kubernetes "
+            "secret that has them as keys, submission.kubernetes.secret"
+        )
+    missing = [name for name in names if not os.environ.get(name)]
+    if target in ("slurm", "skypilot") and missing:
+        raise ConfigError(
+            f"{', '.join(missing)} of submission.secrets {'is' if len(missing) == 1 else 'are'} not set here, and the "
+            f"job takes {'it' if len(missing) == 1 else 'them'} from this shell: export what is missing"
+        )
+
+
+def _require_lasting_results(job: Job) -> None:
+    """SkyPilot's machines end with their disks, and a bucket is not one folder for several of them."""
+    if job.config.submission.sky.bucket is None and job.config.checkpoint.mirror is None:
+        raise ConfigError(
+            "the disk of SkyPilot's machine goes with it: set submission.sky.bucket, e.g. s3://bucket, which is "
+            "mounted at run.folder, or checkpoint.mirror, e.g. s3://bucket/runs, where checkpoints are copied"
+        )
+    if job.num_nodes > 1:
+        raise ConfigError(
+            f"resources.nodes has {job.num_nodes} nodes: --to skypilot takes one, because several machines do not see "
+            "each other's files in a mounted bucket at once; take a larger node, or --to slurm, kuberay or ray"
         )
 
 
@@ -148,6 +184,7 @@ def render(job: Job, target: str) -> dict[str, str]:
         submission=job.config.submission,
         label_option=f' --labels "{_labels(job.nodes[0])}"' if job.nodes[0].labels else "",
         start_params=_start_params,
+        memory_bytes=int(job.nodes[0].memory_gib * GIB),
         ray_version=version("ray"),
     )
     return {file_name: text}
@@ -163,6 +200,12 @@ def _labels(node: NodeConfig) -> str:
 
 
 def write_config(job: Job) -> None:
-    """Put the resolved configuration where the job reads it."""
-    job.config_path.parent.mkdir(parents=True, exist_ok=True)
-    job.config_path.write_text(job.config.model_dump_json(indent=2))
+    """Put the resolved configuration where the job reads it; raises ConfigError where that cannot be."""
+    try:
+        job.config_path.parent.mkdir(parents=True, exist_ok=True)
+        job.config_path.write_text(job.config.model_dump_json(indent=2))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {job.config_path} ({error.strerror or error}): run.folder must be on storage that this "
+            "machine and the nodes share"
+        ) from error

@@ -1,15 +1,16 @@
-"""Schedulers by their own command-line clients: KubeRay and SkyPilot here, Slurm in a module of its own."""
+"""Schedulers by their own command-line clients: SkyPilot here, Slurm and KubeRay in modules of their own."""
 
 import json
-import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pilaf_ray.errors import ClusterError
-from pilaf_ray.submission.job import Job, render, write_config
+from pilaf_ray.submission.job import Job, render
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,42 +74,8 @@ def require_client(name: str) -> None:
         )
 
 
-def missing_secrets(names: Sequence[str]) -> list[str]:
-    """Those of ``submission.secrets`` that this environment does not hold."""
-    return [name for name in names if not os.environ.get(name)]
-
-
-class KubeRay:
-    """``kubectl`` on RayJob objects."""
-
-    def __init__(self, namespace: str = "default") -> None:
-        self._kubectl = ["kubectl", "--namespace", namespace]
-
-    def submit(self, job: Job) -> str:
-        ((_, text),) = render(job, "kuberay").items()
-        run_client([*self._kubectl, "apply", "--filename", "-"], text=text)
-        return job.name
-
-    def jobs(self) -> list[JobStatus]:
-        columns = "custom-columns=:metadata.name,:status.jobStatus,:status.jobDeploymentStatus"
-        selector = "--selector=app.kubernetes.io/name=pilaf-ray"
-        command = [*self._kubectl, "get", "rayjobs.ray.io", selector, "--no-headers", "--output", columns]
-        rows = [line.split() for line in run_client(command).splitlines() if line.strip()]
-        return [JobStatus(job_id=name, name=name, state=" ".join(state)) for name, *state in rows]
-
-    def logs(self, job_id: str, *, follow: bool, write: Callable[[str], None]) -> None:
-        cluster = run_client(
-            [*self._kubectl, "get", "rayjob", job_id, "--output", "jsonpath={.status.rayClusterName} {.status.jobId}"]
-        ).split()
-        if len(cluster) < 2:
-            raise ClusterError(f"{job_id} has no cluster yet; its state is in 'pilaf-ray jobs --to kuberay'")
-        selector = f"ray.io/cluster={cluster[0]},ray.io/node-type=head"
-        head = run_client([*self._kubectl, "get", "pods", f"--selector={selector}", "--output", "name"]).strip()
-        followed = ["--follow"] if follow else []
-        _stream([*self._kubectl, "exec", head, "--", "ray", "job", "logs", *followed, cluster[1]], write)
-
-    def stop(self, job_id: str) -> None:
-        run_client([*self._kubectl, "delete", "rayjob", job_id])
+_LOGS_SHOWN = (0, 100, 101, 103)
+"""Exit codes of ``sky jobs logs`` that tell how the job is: well, failed, not at its end, cancelled."""
 
 
 class SkyPilot:
@@ -117,12 +84,12 @@ class SkyPilot:
     def submit(self, job: Job) -> str:
         require_client("sky")
         ((name, text),) = render(job, "skypilot").items()
-        write_config(job)
-        task = job.config_path.with_name(f"{job.name}-{name}")
-        task.write_text(text)
         secrets = [part for secret in job.config.submission.secrets for part in ("--secret", secret)]
-        command = ["sky", "jobs", "launch", "--yes", "--detach-run", "--name", job.name, *secrets, str(task)]
-        run_client(command, seconds=SKY_SECONDS)
+        with tempfile.TemporaryDirectory() as folder:
+            task = Path(folder) / name
+            task.write_text(text)
+            command = ["sky", "jobs", "launch", "--yes", "--detach-run", "--name", job.name, *secrets, str(task)]
+            run_client(command, seconds=SKY_SECONDS)
         return job.name
 
     def jobs(self) -> list[JobStatus]:
@@ -131,19 +98,29 @@ class SkyPilot:
         return [JobStatus(job_id=name, name=name, state=state) for name, state in names if name.startswith("pilaf-")]
 
     def logs(self, job_id: str, *, follow: bool, write: Callable[[str], None]) -> None:
-        _stream(["sky", "jobs", "logs", "--name", job_id, *([] if follow else ["--no-follow"])], write)
+        command = ["sky", "jobs", "logs", "--name", job_id, *([] if follow else ["--no-follow"])]
+        stream_client(command, write, fine=(0,) if follow else _LOGS_SHOWN)
 
     def stop(self, job_id: str) -> None:
         # Graceful: what the run saved reaches the bucket first.
         run_client(["sky", "jobs", "cancel", "--yes", "--graceful", "--name", job_id], seconds=SKY_SECONDS)
 
 
-def _stream(command: Sequence[str], write: Callable[[str], None]) -> None:
+def stream_client(command: Sequence[str], write: Callable[[str], None], *, fine: Collection[int] = (0,)) -> None:
+    """Hand each line that a scheduler's client prints to ``write``, as it comes.
+
+    Raises:
+        ClusterError: the client is missing, or its exit code is none of ``fine``, as when a followed job fails.
+    """
     require_client(command[0])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 write(line.rstrip("\n"))
+            code = process.wait()
         finally:
             process.terminate()
+    if code not in fine:
+        called = " ".join(command[:2])
+        raise ClusterError(f"{called} ended with exit code {code}: the job failed, or its output is gone")

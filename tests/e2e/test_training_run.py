@@ -61,7 +61,7 @@ async def reference_losses(config: RunConfig) -> list[float]:
         policy_path=config.model.policy,
         reference_path=config.model.reference_path,
         plan=plans.plan,
-        oracle=make_oracle(config.scoring_oracle.type, build.oracle_arguments(config.scoring_oracle)),
+        oracle=make_oracle(config.scoring_oracle.type, build.oracle_arguments(config.scoring_oracle, gpus=0)),
         loss=config.algorithm.type,
         beta=config.algorithm.beta,
         learning_rate=config.learner.learning_rate,

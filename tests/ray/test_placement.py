@@ -1,5 +1,6 @@
 """Reservations on a real Ray cluster of three nodes."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
 
 from pilaf_ray.actors import node_checks
-from pilaf_ray.actors.placement import Reservations, cluster_nodes
+from pilaf_ray.actors.placement import Reservations, cluster_nodes, store_place, wait_for_nodes
 from pilaf_ray.errors import ClusterError, PlacementError
 from pilaf_ray.node_agreement import NodeFacts, read_facts
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
@@ -104,3 +106,36 @@ async def test_nodes_of_a_run_must_have_its_packages_and_see_its_folder(
     with pytest.raises(ClusterError, match=r"does not see run\.folder \(.*\): roles on several nodes write"):
         await node_checks.require_fit_nodes(nodes, folder=tmp_path, seconds=60)
     reservations.release()
+    await _nothing_is_held()
+
+    # The plan's nodes are asked before anything is reserved; those that only Ray chose give everything back.
+    plan = plan_placement(make_groups([LEARNER]), cluster_nodes())
+    before = len(placement_group_table())
+    for asked, reserved in ((plan, 0), (replace(plan, assigned={}), 1)):
+        with pytest.raises(ClusterError, match=r"does not see run\.folder"):
+            await node_checks.reserve_fit_nodes(asked, folder=tmp_path, seconds=60)
+        assert len(placement_group_table()) - before == reserved
+        await _nothing_is_held()
+    monkeypatch.undo()
+    fit = await node_checks.reserve_fit_nodes(plan, folder=tmp_path, seconds=60)
+    assert set(fit.node_ids()) == set(nodes)
+
+    # Nodes that are all taken have joined all the same.
+    await wait_for_nodes(3, seconds=1)
+    with pytest.raises(ClusterError, match=r"3 of the 4 nodes in resources\.nodes joined the cluster within 1 s"):
+        await wait_for_nodes(4, seconds=1)
+    fit.release()
+
+
+def test_a_ledger_in_a_file_stays_on_the_drivers_node() -> None:
+    place = store_place("sqlite:////shared/runs/a/preferences.db")["scheduling_strategy"]
+    where = ray.get([Where.options(num_cpus=0, scheduling_strategy=place).remote().node.remote() for _ in range(6)])
+    assert set(where) == {ray.get_runtime_context().get_node_id()}
+    assert store_place("postgresql+psycopg://db.example/pilaf") == {}
+
+
+async def _nothing_is_held() -> None:
+    """Return once all GPUs are free: Ray gives back a moment after it is told."""
+    async with asyncio.timeout(60):
+        while sum(node.gpus for node in cluster_nodes()) < 2:
+            await asyncio.sleep(0.1)

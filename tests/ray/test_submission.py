@@ -81,6 +81,7 @@ def test_a_run_is_refused_submitted_stopped_and_continued(address: str, tmp_path
     assert sent.stdout.startswith("submitted pilaf-sent-1; run folder"), sent.stderr
     run = tmp_path / "runs" / "sent"
     wait_for(lambda: len(steps(run)) >= 2, seconds=180)
+    assert not (tmp_path / "runs" / ".submitted").exists(), "the configuration travels with the job"
     assert pilaf("stop", "pilaf-sent-1", *target, cwd=tmp_path).returncode == 0
     wait_for(lambda: "STOPPED" in pilaf("jobs", *target, cwd=tmp_path).stdout, seconds=120)
     done = steps(run)[-1]

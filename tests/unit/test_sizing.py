@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from pilaf_ray import cli
+from pilaf_ray.build import oracle_arguments
 from pilaf_ray.config.loader import load_config
+from pilaf_ray.engines import device
 from pilaf_ray.errors import ConfigError, PlacementError
 from pilaf_ray.memory import MemoryEstimate
-from pilaf_ray.resource_plan import memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.resource_plan import cache_shortage, memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.role_formats import role_formats
 from pilaf_ray.sizing import sizing
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,65 @@ def test_whole_weights_in_host_memory_are_counted_once_a_group() -> None:
         )
         found = memory_shortfalls(config, role_memory(config), plan_on(config, planned_nodes(config)))
         assert (found == ()) is fits, found
+
+
+def test_a_cache_that_is_small_for_its_sequences_is_said() -> None:
+    """32 layers with 8 heads of 128 for keys and values are 256 KiB a token, in bfloat16, of two networks."""
+    sequence = 1536 * 256 / 1024**2
+    for kv_cache_gib, fits in ((64 * sequence + 0.01, True), (64 * sequence - 0.01, False)):
+        config = load_config(ROOT / "configs" / "sizing-7b.yaml", [f"generation.kv_cache_gib={kv_cache_gib}"])
+        found = cache_shortage(config)
+        assert (found is None) is fits
+    assert found is not None and "holds 63 sequences" in found and "raise it to 24.0 or more" in found
+    # Two workers have half of the heads each.
+    halved = [f"generation.kv_cache_gib={32 * sequence + 0.01}", "generation.tensor_parallel_size=2"]
+    halved += ["resources.generator.gpus=2"]
+    assert cache_shortage(load_config(ROOT / "configs" / "sizing-7b.yaml", halved)) is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("sizing-*.yaml")), ids=lambda p: p.stem)
+def test_the_sizing_examples_have_room_for_their_sequences(path: Path) -> None:
+    assert cache_shortage(load_config(path)) is None
+
+
+AUTO = ("model.dtype=auto", "learner.precision=auto", "oracle.dtype=auto", "reward_model={precision: auto}")
+
+
+def test_formats_are_those_of_the_role_and_not_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head or a laptop without GPUs plans the same as one of the nodes."""
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset({"avx2"}))
+    config = load_config(ROOT / "configs" / "sizing-7b.yaml", [*AUTO, "resources.reward.gpus=0.5"])
+    formats = role_formats(config)
+    assert {formats.generator, formats.reference, formats.learner, formats.reward} == {"bfloat16"}
+    assert oracle_arguments(config.scoring_oracle, gpus=config.resources.oracle.gpus)["dtype"] == "bfloat16"
+    estimated = {e.role: e.device_bytes for e in role_memory(config)}
+    explicit = [word.replace("auto", "bfloat16") for word in AUTO]
+    again = role_memory(load_config(ROOT / "configs" / "sizing-7b.yaml", [*explicit, "resources.reward.gpus=0.5"]))
+    assert estimated == {e.role: e.device_bytes for e in again}
+
+    on_cpus = [*AUTO, "weights.transport=gloo", "oracle.device=auto"]
+    on_cpus += [f"resources.{role}.gpus=0" for role in ("generator", "learner", "reference", "oracle", "reward")]
+    config = load_config(ROOT / "configs" / "sizing-7b.yaml", on_cpus)
+    formats = role_formats(config)
+    assert {formats.generator, formats.reference, formats.learner, formats.reward} == {"float32"}
+    assert oracle_arguments(config.scoring_oracle, gpus=0)["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("setting", "on_gpu", "flags", "expected"),
+    [
+        ("auto", True, (), "bfloat16"),
+        ("auto", False, (), "float32"),
+        ("auto", False, ("avx512_bf16",), "bfloat16"),
+        ("auto", False, ("amx_bf16",), "bfloat16"),
+        ("float32", True, ("amx_bf16",), "float32"),
+        ("bfloat16", False, (), "bfloat16"),
+    ],
+)
+def test_auto_is_what_the_hardware_multiplies(
+    setting: str, on_gpu: bool, flags: tuple[str, ...], expected: str
+) -> None:
+    assert device.resolve_dtype(setting, on_gpu=on_gpu, flags=frozenset(flags)) == expected
 
 
 def test_roles_that_take_turns_need_the_room_of_the_larger_one() -> None:

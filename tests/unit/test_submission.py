@@ -1,8 +1,8 @@
 """What is handed to a scheduler: complete, valid, without secrets, and the same as the examples in launch/."""
 
 import gzip
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,28 +11,20 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from submission_example import EXAMPLE, FILES, ROOT, example
 
 from pilaf_ray import cli
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ClusterError, ConfigError, PlacementError
-from pilaf_ray.submission.job import Job, check, job_name, make_job, memory_warnings, render
-from pilaf_ray.submission.schedulers import SkyPilot, run_client
+from pilaf_ray.submission.job import check, job_name, make_job, memory_warnings, render
+from pilaf_ray.submission.schedulers import run_client
 from pilaf_ray.submission.slurm import Slurm
-
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "configs" / "llama3-8b-hh.yaml"
-FILES = {"slurm": "slurm.sbatch", "kuberay": "rayjob.yaml", "skypilot": "skypilot.yaml"}
-
-
-def example(*overrides: str) -> Job:
-    config = load_config(EXAMPLE, ["run.folder=/shared/runs", *overrides])
-    return make_job(config, working_dir=Path("/shared/pilaf_ray"))
 
 
 @pytest.mark.parametrize("target", FILES)
 def test_examples_in_launch_are_what_submit_writes(target: str) -> None:
-    job = example()
+    job = example(target=target)
     check(job, target)
     (text,) = render(job, target).values()
     assert (ROOT / "launch" / FILES[target]).read_text() == text
@@ -41,7 +33,7 @@ def test_examples_in_launch_are_what_submit_writes(target: str) -> None:
 @pytest.mark.parametrize("target", FILES)
 def test_no_value_of_a_secret_is_written(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "value-of-the-secret")
-    job = example("submission.secrets=[WANDB_API_KEY]", "submission.kubernetes.secret=keys")
+    job = example("submission.secrets=[WANDB_API_KEY]", "submission.kubernetes.secret=keys", target=target)
     (text,) = render(job, target).values()
     assert "value-of-the-secret" not in text
     if target == "skypilot":
@@ -51,10 +43,35 @@ def test_no_value_of_a_secret_is_written(target: str, monkeypatch: pytest.Monkey
         assert head["template"]["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
+@pytest.mark.parametrize("target", ["slurm", "skypilot"])
+def test_secrets_that_are_not_set_are_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRST_KEY", "value")
+    monkeypatch.delenv("SECOND_KEY", raising=False)
+    check(example("submission.secrets=[FIRST_KEY]", target=target), target)
+    both = example("submission.secrets=[FIRST_KEY, SECOND_KEY]", target=target)
+    with pytest.raises(ConfigError, match=r"^SECOND_KEY of submission\.secrets is not set here"):
+        check(both, target)
+
+
+def test_secrets_of_pods_come_from_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "value")
+    with pytest.raises(ConfigError, match=r"submission\.secrets = KEY, and pods do not get this shell's environment"):
+        check(example("submission.secrets=[KEY]", target="kuberay"), "kuberay")
+    check(example("submission.secrets=[KEY]", "submission.kubernetes.secret=keys", target="kuberay"), "kuberay")
+
+
+def test_secrets_of_rays_nodes_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pilaf-ray", "submit", str(EXAMPLE), "submission.secrets=[KEY]", "--dry-run"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "note: KEY must be in the environment of `ray start` on the nodes" in capsys.readouterr().err
+
+
 def test_configurations_travel_whole() -> None:
-    job = example()
+    job = example(target="kuberay")
     config_map, _ = yaml.safe_load_all(render(job, "kuberay")["rayjob.yaml"])
     assert RunConfig.model_validate_json(config_map["data"]["config.json"]) == job.config
+    job = example(target="skypilot")
     run = yaml.safe_load(render(job, "skypilot")["task.yaml"])["run"]
     embedded = run.split("<<'CONFIG'\n")[1].split("\nCONFIG\n")[0]
     assert RunConfig.model_validate_json(embedded) == job.config
@@ -88,7 +105,7 @@ def test_rayjob_is_valid_by_the_official_schema(overrides: tuple[str, ...]) -> N
     crd = yaml.safe_load(gzip.decompress(Path(os.environ["KUBERAY_RAYJOB_CRD"]).read_bytes()))
     (schema,) = (v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1")
     labelled = "resources.nodes=[{count: 2, gpus: 8, cpus: 96, memory_gib: 900, labels: {zone: a}}]"
-    _, manifest = yaml.safe_load_all(render(example(labelled, *overrides), "kuberay")["rayjob.yaml"])
+    _, manifest = yaml.safe_load_all(render(example(labelled, *overrides, target="kuberay"), "kuberay")["rayjob.yaml"])
     schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     validator = jsonschema.Draft202012Validator(strict(schema))
     assert [error.message for error in validator.iter_errors(manifest)] == []
@@ -96,72 +113,11 @@ def test_rayjob_is_valid_by_the_official_schema(overrides: tuple[str, ...]) -> N
     assert [e.message for e in validator.iter_errors(manifest)] != []
 
 
-READ_BY_SKYPILOT = """
-import json, sys, sky
-task = sky.Task.from_yaml_config(sky.utils.yaml_utils.safe_load(sys.stdin))
-(asked,) = task.resources
-mounts = {place: (store.source, store.mode.value) for place, store in task.storage_mounts.items()}
-print(json.dumps([task.name, task.num_nodes, asked.accelerators, asked.cpus, asked.memory, asked.use_spot,
-                  str(asked.cloud), asked.region, mounts, task.setup, task.workdir]))
-"""
-
-
-@pytest.mark.skipif("SKYPILOT_PYTHON" not in os.environ, reason="SKYPILOT_PYTHON names no Python that has skypilot")
-def test_skypilot_reads_what_was_meant(tmp_path: Path) -> None:
-    def read(text: str) -> subprocess.CompletedProcess[str]:
-        # SkyPilot pins packages against ours, so it lives in an environment of its own, with a home of its own.
-        command = [os.environ["SKYPILOT_PYTHON"], "-c", READ_BY_SKYPILOT]
-        alone = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
-        return subprocess.run(command, input=text, env=alone, capture_output=True, text=True, check=False)
-
-    name = "pilaf-llama3-8b-hh"
-    setup, folder = "pip install -e '.[gpu]'\n", "/shared/pilaf_ray"
-    plain = read((ROOT / "launch" / "skypilot.yaml").read_text())
-    gpus = {"H100": 8}
-    assert plain.returncode == 0, plain.stderr
-    assert json.loads(plain.stdout) == [
-        *(name, 1, gpus, "96+", "900+", False, "None", None, {}, setup, folder),
-    ]
-    where = "submission.sky={accelerators: 'H100:8', cloud: aws/us-east-1, bucket: 's3://bucket', use_spot: true}"
-    nodes = "resources.nodes=[{count: 2, gpus: 8, cpus: 96, memory_gib: 900}]"
-    (text,) = render(example(where, nodes, "submission.secrets=[KEY]"), "skypilot").values()
-    full = read(text)
-    assert full.returncode == 0, full.stderr
-    mounts = {"/shared/runs": ["s3://bucket", "MOUNT_CACHED"]}
-    assert json.loads(full.stdout) == [
-        *(name, 2, gpus, "96+", "900+", True, "AWS", "us-east-1", mounts, setup, folder),
-    ]
-    assert read(text.replace("num_nodes:", "num_noeds:")).returncode != 0
-
-
-def test_gpus_of_skypilot_are_those_of_the_plan() -> None:
-    for named, gpus in (("null", 8), ("'H100:4'", 8), ("H100", 8), ("'H100:8'", 0)):
-        # Nothing else of the plan is looked at before.
-        nodes = f"resources.nodes=[{{count: 1, gpus: {gpus}, cpus: 96, memory_gib: 900}}]"
-        with pytest.raises(ConfigError, match=rf"but resources\.nodes has {gpus} GPUs a node: name that many"):
-            check(example(f"submission.sky.accelerators={named}", nodes), "skypilot")
-
-
-def test_jobs_of_skypilot_are_called_as_logs_and_stop_take_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    rows = [{"job_name": "pilaf-b", "status": "RUNNING"}, {"job_name": None, "status": "PENDING"}]
-    rows += [{"job_name": "other", "status": "RUNNING"}, {"job_name": "pilaf-a", "status": "SUCCEEDED"}]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    fake = tmp_path / "sky"
-    fake.write_text(f'#!/bin/sh\n[ "$*" = "jobs queue --output json" ] && exec cat {tmp_path / "rows.json"}\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert [(job.job_id, job.state) for job in SkyPilot().jobs()] == [("pilaf-a", "SUCCEEDED"), ("pilaf-b", "RUNNING")]
-
-
 def test_what_cannot_run_is_refused_before_it_is_queued() -> None:
     with pytest.raises(ConfigError, match=r"resources\.nodes is empty: --to slurm asks for the nodes"):
         check(example("resources.nodes=[]"), "slurm")
     with pytest.raises(PlacementError, match="generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside"):
         check(example("resources.nodes=[{count: 1, gpus: 4, cpus: 96, memory_gib: 900}]"), "slurm")
-    with pytest.raises(ConfigError, match="is not on the shared volume"):
-        check(example("submission.kubernetes.mount_path=/elsewhere"), "kuberay")
     two = "resources.nodes=[{gpus: 8, cpus: 96, memory_gib: 900}, {gpus: 4, cpus: 96, memory_gib: 900}]"
     with pytest.raises(ConfigError, match="takes one kind"):
         check(example(two), "slurm")
@@ -176,27 +132,44 @@ def test_nodes_that_are_too_small_for_the_models_are_warned_of(
     assert memory_warnings(example()) == (), "the policy is not here"
     models = (f"model.policy={shape}", f"oracle.path={shape}")
     assert memory_warnings(example(*models)) == ()
+    elsewhere = ("algorithm={type: ppo, value: {path: owner/value}}", "reward_model={}", "resources.reward.gpus=1")
+    assert memory_warnings(example(*models, *elsewhere)) == (), "PPO's value model is not here"
+    (small,) = memory_warnings(example(*models, "generation.kv_cache_gib=1"))
+    assert small.startswith("generation.kv_cache_gib = 1 holds 2 sequences of model.max_length = 1536 tokens")
     nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
     words = ["submit", str(EXAMPLE), f"run.folder={tmp_path}", *models, nodes, "--to", "slurm", "--dry-run"]
     monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "warning: generator would take 43 GiB of a GPU that has 40" in capsys.readouterr().err
+    assert "warning: generator would take 72 GiB of a GPU that has 40" in capsys.readouterr().err
 
 
 def test_paths_that_exist_are_absolute_and_hub_ids_stay(tmp_path: Path) -> None:
     (tmp_path / "models" / "policy").mkdir(parents=True)
     config = load_config(EXAMPLE, ["model.policy=models/policy"])
-    job = make_job(config, working_dir=tmp_path)
+    job = make_job(config, working_dir=tmp_path, target="slurm")
     assert job.config.model.policy == str(tmp_path / "models" / "policy")
     assert job.config.oracle.path == "Skywork/Skywork-Reward-Llama-3.1-8B"
     assert job.config.run.folder == str(tmp_path / "runs")
     assert job.config_path == tmp_path / "runs" / ".submitted" / "llama3-8b-hh.json"
 
 
-def test_names_are_those_that_kubernetes_takes() -> None:
-    assert job_name("Llama_3.1 8B--x") == "pilaf-llama-3-1-8b-x"
-    assert len(job_name("x" * 99)) <= 63
+def test_names_are_those_that_kubernetes_takes_and_no_two_runs_have_one() -> None:
+    assert job_name("llama3-8b-hh") == "pilaf-llama3-8b-hh"
+    # By `printf %s NAME | sha256sum`.
+    assert job_name("Llama_3.1 8B--x") == "pilaf-llama-3-1-8b-x-dee6e9"
+    assert job_name("x" * 41) == f"pilaf-{'x' * 41}"
+    alike = ["a-b", "a_b", "A-b", "a--b", "a-b-", "-", "_", *(f"{'x' * 50}{n}" for n in range(3))]
+    names = [job_name(name) for name in alike]
+    assert len(set(names)) == len(alike)
+    assert all(len(name) <= 47 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) for name in names)
+
+
+@pytest.mark.parametrize("target", ["slurm", "skypilot"])
+def test_nodes_offer_ray_the_memory_that_the_plan_counts(target: str) -> None:
+    nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 1.5}]"
+    (text,) = render(example(nodes, target=target), target).values()
+    assert f"--num-cpus=96 --memory={3 * 2**29}" in text
 
 
 def test_a_missing_client_and_a_refusal_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
