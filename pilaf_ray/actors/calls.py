@@ -1,13 +1,14 @@
 """One remote call: its deadline, and what its failures mean."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
-from pilaf_ray.errors import PilafError, RoleLostError
+from pilaf_ray.errors import ClusterError, PilafError, RoleLostError
 from pilaf_ray.observability.call_trace import traced
 
 T = TypeVar("T")
@@ -48,6 +49,15 @@ async def call(reference: Awaitable[T], *, role: str, seconds: float, name: str 
         raise RoleDiedError(f"{role} has died ({_last_line(error)}); see its log") from error
     except RayError as error:
         raise RoleLostError(f"{role} cannot be reached ({_last_line(error)}); see its log") from error
+
+
+@contextmanager
+def asking_ray(what: str) -> Iterator[None]:
+    """What Ray itself does not answer is a ClusterError; asked again later, it may."""
+    try:
+        yield
+    except RayError as error:
+        raise ClusterError(f"Ray does not answer {what} ({type(error).__name__}: {_last_line(error)})") from error
 
 
 async def end_actor(actor: Any) -> None:

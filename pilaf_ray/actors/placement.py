@@ -10,6 +10,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pilaf_ray.actors.calls import asking_ray
 from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
 
@@ -111,14 +112,15 @@ class Reservations:
 
         Raises:
             PlacementError: it is not granted in the time that :meth:`acquire` had.
+            ClusterError: Ray does not answer.
         """
         if (role, replica) in self._options or self._bundle_of(role, 0) is None:
             return False
         alone = self.alone(role, replica)
         group = BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
-        reserved = self._ask(group)
         try:
-            await self._grant(group, reserved, asyncio.get_running_loop().time() + self._seconds)
+            with asking_ray(f"for a place of {role} {replica}"):
+                await self._grant(group, self._ask(group), asyncio.get_running_loop().time() + self._seconds)
         except BaseException:
             self.leave(role, replica)
             raise
@@ -142,10 +144,17 @@ class Reservations:
         return found
 
     def leave(self, role: str, replica: int) -> None:
-        """Give back what one replica has for itself alone; places of the beginning stay reserved for it."""
-        reserved = self._joined.pop((role, replica), None)
+        """Give back what one replica has for itself alone; places of the beginning stay reserved for it.
+
+        Raises:
+            ClusterError: Ray does not answer.
+        """
+        reserved = self._joined.get((role, replica))
         if reserved is not None:
-            remove_placement_group(reserved)
+            with asking_ray(f"where {role} {replica} gives its place back"):
+                remove_placement_group(reserved)
+            # Not before: what Ray still reserves is the replica's, if it comes again.
+            del self._joined[role, replica]
             self._places.pop((role, replica), None)
         if self._bundle_of(role, replica) is None:
             self._options.pop((role, replica), None)
