@@ -53,11 +53,11 @@ async def call(reference: Awaitable[T], *, role: str, seconds: float, name: str 
 
 @contextmanager
 def asking_ray(what: str) -> Iterator[None]:
-    """What Ray itself does not answer is a ClusterError; asked again later, it may."""
+    """What Ray itself does not answer now is a ClusterError; ``what`` it is asked for begins its line."""
     try:
         yield
     except RayError as error:
-        raise ClusterError(f"Ray does not answer {what} ({type(error).__name__}: {_last_line(error)})") from error
+        raise ClusterError(f"{what}: Ray does not answer ({type(error).__name__}: {_last_line(error)})") from error
 
 
 async def end_actor(actor: Any) -> None:

@@ -92,12 +92,12 @@ class Reservations:
 
         Raises:
             RoleLostError: it did not come back in the time that :meth:`acquire` had.
+            ClusterError: Ray does not answer.
         """
-        reserved = self._places.get((role, replica))
-        if reserved is None:
+        if self._places.get((role, replica)) is None:
             return
         deadline = asyncio.get_running_loop().time() + self._seconds
-        while placement_group_table(reserved)["state"] != "CREATED":
+        while not self._is_granted(role, replica):
             if asyncio.get_running_loop().time() > deadline:
                 place = self._bundle_of(role, replica)
                 raise RoleLostError(
@@ -106,6 +106,10 @@ class Reservations:
                     f"{self._seconds:g} s; add a node, or continue with --resume and a smaller plan"
                 )
             await asyncio.sleep(0.5)
+
+    def _is_granted(self, role: str, replica: int) -> bool:
+        with asking_ray(f"the place of {role} {replica}"):
+            return bool(placement_group_table(self._places[role, replica])["state"] == "CREATED")
 
     async def join(self, role: str, replica: int) -> bool:
         """Reserve for one more replica what replica 0 has; False where it has its place already, or needs none.
@@ -119,7 +123,7 @@ class Reservations:
         alone = self.alone(role, replica)
         group = BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
         try:
-            with asking_ray(f"for a place of {role} {replica}"):
+            with asking_ray(f"a place for {role} {replica}"):
                 await self._grant(group, self._ask(group), asyncio.get_running_loop().time() + self._seconds)
         except BaseException:
             self.leave(role, replica)
@@ -151,7 +155,7 @@ class Reservations:
         """
         reserved = self._joined.get((role, replica))
         if reserved is not None:
-            with asking_ray(f"where {role} {replica} gives its place back"):
+            with asking_ray(f"giving back the place of {role} {replica}"):
                 remove_placement_group(reserved)
             # Not before: what Ray still reserves is the replica's, if it comes again.
             del self._joined[role, replica]

@@ -119,11 +119,16 @@ class NodeFollower:
                 await asyncio.gather(self._adding, return_exceptions=True)
 
     async def _follow(self) -> None:
+        failed = ""
         while True:
             try:
                 await self.step()
+                failed = ""
             except PilafError as error:
-                self.report("nodes not followed", cause=str(error))
+                # Once for as long as it stays the same.
+                if str(error) != failed:
+                    failed = str(error)
+                    self.report("nodes not followed", cause=failed)
             await self.sleep(SECONDS)
 
     async def step(self) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class StopRequests:
         self._repeat_seconds = repeat_seconds
         self._asked = asyncio.Event()
         self._stop: Callable[[], None] | None = None
-        self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
@@ -54,7 +54,8 @@ class StopRequests:
         """While the block runs, SIGTERM and the first Ctrl-C are requests; a second Ctrl-C interrupts at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.getsignal(number)
+            # None for a handler that is no Python's, which Python cannot put back.
+            self._before[number] = signal.getsignal(number) or signal.SIG_DFL
             loop.add_signal_handler(number, self._heard, loop)
         try:
             yield

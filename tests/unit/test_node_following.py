@@ -193,7 +193,8 @@ def follower_of(pool: FakePool, looks: list[ClusterView | PilafError], events: l
 
 async def test_a_cluster_that_does_not_answer_is_looked_at_again() -> None:
     pool, events = FakePool(), list[Any]()
-    views = [ClusterError("Ray does not answer"), RoleLostError("cut off"), ClusterView(nodes={0: A}, room=1)]
+    away = ClusterError("Ray does not answer")
+    views = [away, away, RoleLostError("cut off"), ClusterView(nodes={0: A}, room=1)]
     async with asyncio.timeout(10), follower_of(pool, views, events).following():
         while not pool.done:
             await asyncio.sleep(0)
