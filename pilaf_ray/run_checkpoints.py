@@ -39,6 +39,8 @@ class RunCheckpoints:
     ) -> None:
         settings = config.checkpoint
         self._config, self._journal, self._ledger = config, journal, ledger
+        self.newest: int | None = None
+        """The step of the checkpoint that was written last, or is being published."""
 
         def scores() -> dict[int, float]:
             return journal.evaluations.objectives(config.algorithm.beta)
@@ -69,6 +71,7 @@ class RunCheckpoints:
 
         with self._journal.spans.measure("checkpoint"):
             await self.store.write_behind(step, writer, published=published, keep=serving)
+        self.newest = step
 
     async def _compact(self, step: int) -> None:
         """Let the ledger drop answers that no checkpoint can bring back, where that is wanted."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
 from pilaf_ray.pipeline.schedule import Schedule
 from pilaf_ray.pipeline.step_report import StepReport
+from pilaf_ray.pipeline.stopping import StopRequests
 from pilaf_ray.pipeline.turns import own_device
 from pilaf_ray.quantised_run import require_same_start, with_quantised_base, write_run_base
 from pilaf_ray.role_startup import start_roles
@@ -46,6 +46,8 @@ from pilaf_ray.run_restoring import RestoredRun, RunRestorer
 from pilaf_ray.types import TokenPair
 
 logger = logging.getLogger(__name__)
+
+STOPPING = "stopping: the step under way is finished and saved; Ctrl-C again ends at once, without that"
 
 SPARE_GENERATORS = 16
 """So many can be added to a run on a private cluster, as far as Ray's counts go."""
@@ -142,7 +144,7 @@ class TrainingRun:
         self._furthest = 0
 
     async def run(self, *, resume: bool) -> None:
-        """The whole run; on Ctrl-C the step under way is finished and saved."""
+        """The whole run; on Ctrl-C while it trains the step under way is finished and saved."""
         trace = CallTrace(self._folder.trace) if self._config.logging.trace else nullcontext()
         async with self._journal.kept_status():
             with trace:
@@ -160,8 +162,13 @@ class TrainingRun:
             journal.evaluations.load(until_step=begun.step)
             if not journal.evaluations.results:
                 await self._evaluate(evaluator, begun.step)
-            finished = await self._train_through(roles, evaluator, begun)
-            await self._checkpoints.copied()
+            stop = StopRequests(lambda: journal.phase(STOPPING))
+            with stop.heard():
+                finished = await self._train_through(roles, evaluator, begun, stop)
+                await self._checkpoints.copied()
+            if stop.requested:
+                # Also where it came when nothing was left to train: the rest takes long, and a resumed run does it.
+                self.ended_by = STOPPED
             if self.ended_by == STOPPED:
                 journal.phase(f"stopped after step {finished}; continue with --resume")
                 return
@@ -232,7 +239,7 @@ class TrainingRun:
             result = await evaluator.evaluate(step)
         self._journal.evaluation(result)
 
-    async def _train_through(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun) -> int:
+    async def _train_through(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun, stop: StopRequests) -> int:
         """Train to the end, whatever the learner dies of on the way; returns the last step."""
 
         async def rebuild() -> RestoredRun:
@@ -248,38 +255,39 @@ class TrainingRun:
         report = self._journal.event
         async with follow_numbers(self._config, roles, self._folder.path, report=report):
             with self._journal.training():
-                return await train_through_losses(
+                finished = await train_through_losses(
                     begun,
-                    train=lambda work: self._train(roles, evaluator, work),
+                    train=lambda work: self._train(roles, evaluator, work, stop),
                     rebuild=rebuild,
                     furthest_step=lambda: self._furthest,
                     policy=build.supervision_policy(self._config),
+                    stop=stop,
                     report=report,
                 )
+        return await self._stopped_without_a_learner() if finished is None else finished
 
-    async def _train(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun) -> int:
+    async def _stopped_without_a_learner(self) -> int:
+        """The step of the newest checkpoint, once it is on disk."""
+        await self._checkpoints.store.finish()
+        step = max(self._checkpoints.store.steps(), default=0)
+        self._journal.event("training ended", step=step, by=STOPPED)
+        return step
+
+    async def _train(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun, stop: StopRequests) -> int:
         journal = self._journal
         schedule = build.build_schedule(self._config, start_step=begun.step)
         async with self._side.running(begun.step) as learner:
             controller = self._controller(roles, learner, evaluator, schedule, begun)
-
-            def stop() -> None:
-                journal.phase("stopping: the step under way is finished and saved")
-                controller.request_stop()
-
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
             journal.phase("training")
-            finished = await controller.run()
+            with stop.passed_on(controller.request_stop):
+                finished = await controller.run()
         self.ended_by = controller.ended_by or STOPPED
         journal.event("training ended", step=finished, by=self.ended_by)
         logger.info("training ended after step %d by %s", finished, self.ended_by)
         journal.phase(f"training ended after step {finished}: {self.ended_by}")
-        saved = self._checkpoints.store
-        await saved.finish()
-        if finished > begun.step and not saved.has(finished):
+        if finished > begun.step and self._checkpoints.newest != finished:
             await self._checkpoints.save(finished, self._side.save, serving=schedule.served_version(finished))
-        await saved.finish()
+        await self._checkpoints.store.finish()
         return finished
 
     def _controller(
@@ -290,8 +298,8 @@ class TrainingRun:
         async def after_step(report: StepReport) -> None:
             await self._after_step(report, roles, schedule, controller)
 
-        async def after_sync(step: int) -> None:
-            await self._after_sync(step, evaluator)
+        async def evaluate(step: int) -> None:
+            await self._evaluate_if_due(step, evaluator)
 
         self._journal.begin_steps()
         controller = Controller(
@@ -313,7 +321,8 @@ class TrainingRun:
             label_batch_pairs=1 if config.oracle.asks_people else config.pipeline.label_batch_pairs,
             start_step=begun.step,
             after_step=after_step,
-            after_sync=after_sync,
+            after_sync=self._after_sync,
+            evaluate=evaluate,
             unfinished=begun.unfinished,
             fail_fast=config.pipeline.fail_fast,
             pairs=build_pair_source(
@@ -333,14 +342,17 @@ class TrainingRun:
             self._raise_alarm(alarm, report, controller)
         # A round is resumed from the policy that samples it.
         ends_round = self._config.schedule.type == "iterative" and schedule.served_version(step) == step
-        if step % self._config.checkpoint.every_steps == 0 or ends_round:
+        # Where the learner shares its device, its turn is now: it would have to come back for a checkpoint later.
+        if step % self._config.checkpoint.every_steps == 0 or ends_round or controller.is_stopping:
             await self._checkpoints.save(step, self._side.save, serving=schedule.served_version(step))
 
-    async def _after_sync(self, step: int, evaluator: Evaluator) -> None:
-        """The weights of ``step`` are served everywhere: rollouts under them begin, and they are evaluated if due."""
-        config = self._config
+    async def _after_sync(self, step: int) -> None:
+        """The weights of ``step`` are served everywhere: rollouts under them begin."""
         self._side.served()
         self._journal.event("weights", version=step)
+
+    async def _evaluate_if_due(self, step: int, evaluator: Evaluator) -> None:
+        config = self._config
         every = config.evaluation.every_steps
         due = every and (step % every == 0 or config.schedule.type == "iterative")
         if due and step < config.step_limit[0]:

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
-from pilaf_ray.errors import PilafError, RoleLostError
+from pilaf_ray.errors import ClusterError, PilafError, RoleLostError
 from pilaf_ray.observability.call_trace import traced
 from pilaf_ray.pipeline.supervision import ProgressWatch
 
@@ -81,6 +81,15 @@ class _Patience:
     async def __aexit__(self, *error: Any) -> None:
         self._timer.cancel()
         await self._timeout.__aexit__(*error)
+
+
+@contextmanager
+def asking_ray(what: str) -> Iterator[None]:
+    """What Ray itself does not answer now is a ClusterError; ``what`` it is asked for begins its line."""
+    try:
+        yield
+    except RayError as error:
+        raise ClusterError(f"{what}: Ray does not answer ({type(error).__name__}: {_last_line(error)})") from error
 
 
 async def end_actor(actor: Any) -> None:

@@ -250,7 +250,12 @@ class RoleLauncher:
 
         async def spawn(_number: int) -> Any:
             actor = await create()
-            await call(actor.start.remote(), role="preference store", seconds=START_SECONDS)
+            try:
+                await call(actor.start.remote(), role="preference store", seconds=START_SECONDS)
+            except BaseException:
+                # Its name is the next one's.
+                await end_actor(actor)
+                raise
             return actor
 
         return StoreHandle(await spawn(0), name=name, spawn=spawn, **self._supervised)

@@ -10,6 +10,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from pilaf_ray.actors.calls import asking_ray
 from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.placement import GIB, Bundle, BundleGroup, Member, NodeCapacity
 
@@ -114,12 +115,12 @@ class Reservations:
 
         Raises:
             RoleLostError: it did not come back in the time that :meth:`acquire` had.
+            ClusterError: Ray does not answer.
         """
-        reserved = self._places.get((role, replica))
-        if reserved is None:
+        if self._places.get((role, replica)) is None:
             return
         deadline = asyncio.get_running_loop().time() + self._seconds
-        while placement_group_table(reserved)["state"] != "CREATED":
+        while not self._is_granted(role, replica):
             if asyncio.get_running_loop().time() > deadline:
                 place = self._bundle_of(role, replica)
                 raise RoleLostError(
@@ -129,19 +130,24 @@ class Reservations:
                 )
             await asyncio.sleep(0.5)
 
+    def _is_granted(self, role: str, replica: int) -> bool:
+        with asking_ray(f"the place of {role} {replica}"):
+            return bool(placement_group_table(self._places[role, replica])["state"] == "CREATED")
+
     async def join(self, role: str, replica: int) -> bool:
         """Reserve for one more replica what replica 0 has; False where it has its place already, or needs none.
 
         Raises:
             PlacementError: it is not granted in the time that :meth:`acquire` had.
+            ClusterError: Ray does not answer.
         """
         if (role, replica) in self._options or self._bundle_of(role, 0) is None:
             return False
         alone = self.alone(role, replica)
         group = BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
-        reserved = self._ask(group)
         try:
-            await self._grant(group, reserved, asyncio.get_running_loop().time() + self._seconds)
+            with asking_ray(f"a place for {role} {replica}"):
+                await self._grant(group, self._ask(group), asyncio.get_running_loop().time() + self._seconds)
         except BaseException:
             self.leave(role, replica)
             raise
@@ -165,10 +171,17 @@ class Reservations:
         return found
 
     def leave(self, role: str, replica: int) -> None:
-        """Give back what one replica has for itself alone; places of the beginning stay reserved for it."""
-        reserved = self._joined.pop((role, replica), None)
+        """Give back what one replica has for itself alone; places of the beginning stay reserved for it.
+
+        Raises:
+            ClusterError: Ray does not answer.
+        """
+        reserved = self._joined.get((role, replica))
         if reserved is not None:
-            remove_placement_group(reserved)
+            with asking_ray(f"giving back the place of {role} {replica}"):
+                remove_placement_group(reserved)
+            # Not before: what Ray still reserves is the replica's, if it comes again.
+            del self._joined[role, replica]
             self._places.pop((role, replica), None)
         if self._bundle_of(role, replica) is None:
             self._options.pop((role, replica), None)

@@ -156,10 +156,6 @@ class CheckpointStore:
                 return _step(folder), folder
         return None
 
-    def has(self, step: int) -> bool:
-        """Whether there is a checkpoint of ``step`` that verifies."""
-        return self._verifies(step_folder(self._folder, step))
-
     def at(self, step: int) -> Path:
         """The checkpoint of ``step``; raises CheckpointError where it is missing or damaged."""
         folder = step_folder(self._folder, step)

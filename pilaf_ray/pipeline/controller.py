@@ -50,8 +50,9 @@ class Controller:
         schedule: which pairs each step trains on; it stands at ``start_step``.
         max_staleness_steps: windows of the schedule that may be sampled ahead.
         after_step: called while the learner holds the step's weights; may checkpoint.
-        after_sync: called with a step when every generator serves it; may evaluate. The learner
-            goes on meanwhile, but serves nothing newer until the call returns.
+        after_sync: called with a step when every generator serves it.
+        evaluate: called next, unless a stop was requested. The learner goes on meanwhile, but serves nothing newer
+            until the call returns; a stop does not wait for it.
         pairs: makes pairs of plans; both sides as planned when left out.
         fail_fast: a pair that cannot be sampled ends the run; otherwise it is rejected, counted and replaced.
         turn: the learner's on a device that it shares with the generators, which must have served what was
@@ -71,6 +72,7 @@ class Controller:
         start_step: int,
         after_step: Callable[[StepReport], Awaitable[None]],
         after_sync: Callable[[int], Awaitable[None]],
+        evaluate: Callable[[int], Awaitable[None]] | None = None,
         unfinished: UnfinishedWork | None = None,
         fail_fast: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -84,8 +86,11 @@ class Controller:
         self._step = start_step
         self._served = schedule.served_version(start_step)
         self._after_step = after_step
-        self._after_sync = after_sync
+        self._after_sync, self._evaluate = after_sync, evaluate
         self._pushed: asyncio.Queue[_PushedStep] = asyncio.Queue()
+        self._synced = asyncio.Event()
+        """Set while no version is on its way, and for good once a stop was requested: that waits for none."""
+        self._synced.set()
         self._sync_seconds = 0.0
         self._clock = clock
         self.ended_by: str | None = None
@@ -117,10 +122,19 @@ class Controller:
         """The last step that is finished."""
         return self._step
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop was requested."""
+        return self._stop
+
     def request_stop(self) -> None:
-        """Finish the step under way, then return from :meth:`run`."""
+        """Finish the step under way, then return from :meth:`run`.
+
+        Versions on their way to the generators are left there: a run that is resumed serves its checkpoint's.
+        """
         self._stop = True
         self._changed.set()
+        self._synced.set()
 
     async def run(self) -> int:
         """Run until done, stopped or failed; returns the last finished step.
@@ -159,15 +173,19 @@ class Controller:
                 break
             if self._turn is not own_device:
                 # Whoever waits inside a turn for what is served in another's waits for ever.
-                await self._pushed.join()
+                await self._synced.wait()
+            if self._stop:
+                continue
             async with self._turn():
+                if self._stop:
+                    continue
                 update = await self._take_step(batch, started)
             if batch.publishes:
                 self._serve(self._step, update, slots=batch.slots)
         if self._served < self._step and not self._stop:
             # The run ends within a round: what is evaluated is what was trained.
             self._serve(self._step, await self._push(self._step), slots=0)
-        await self._pushed.join()
+        await self._synced.wait()
 
     async def _take_step(self, batch: TrainingBatch, started: float) -> Any:
         """Train on ``batch``, for which the loop has waited since ``started``; returns what was pushed, if anything."""
@@ -198,11 +216,15 @@ class Controller:
         return update
 
     async def _push(self, step: int) -> Any:
-        await self._pushed.join()
-        return await self._ports.weight_sync.push(step)
+        """What was published; None where a stop was requested, because nobody will serve it."""
+        await self._synced.wait()
+        return None if self._stop else await self._ports.weight_sync.push(step)
 
     def _serve(self, step: int, update: Any, *, slots: int) -> None:
+        if self._stop:
+            return
         self._served = step
+        self._synced.clear()
         self._pushed.put_nowait(_PushedStep(step=step, update=update, slots=slots))
 
     async def _sync_loop(self) -> None:
@@ -218,7 +240,9 @@ class Controller:
             self._sync_seconds = self._clock() - started
             self.gate.release(pushed.slots)
             await self._after_sync(pushed.step)
-            self._pushed.task_done()
+            if self._evaluate is not None and not self._stop:
+                await self._evaluate(pushed.step)
+            self._synced.set()
 
     async def _wait_for_batch(self) -> TrainingBatch | None:
         """The next batch, or None when the budget is spent or a stop was requested."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
+from pilaf_ray.errors import PilafError
+from pilaf_ray.pipeline.background import beside
 from pilaf_ray.pipeline.supervision import Report
 from pilaf_ray.placement import Bundle, NodeCapacity
 
@@ -107,27 +109,37 @@ class NodeFollower:
 
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Follow the cluster's nodes while the block runs."""
-        task = asyncio.create_task(self._follow(), name="node following")
+        """Follow the cluster's nodes while the block runs; a look that fails is reported, with its cause."""
         try:
-            yield
+            async with beside(self._follow(), name="node following"):
+                yield
         finally:
-            for ended in (task, self._adding):
-                if ended is not None:
-                    ended.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await ended
+            if self._adding is not None:
+                self._adding.cancel()
+                await asyncio.gather(self._adding, return_exceptions=True)
 
     async def _follow(self) -> None:
+        failed = ""
         while True:
-            await self.step()
+            try:
+                await self.step()
+                failed = ""
+            except PilafError as error:
+                # Once for as long as it stays the same.
+                if str(error) != failed:
+                    failed = str(error)
+                    self.report("nodes not followed", cause=failed)
             await self.sleep(SECONDS)
 
     async def step(self) -> None:
-        """One look, and what follows from it; newcomers start in the background."""
+        """One look, and what follows from it; newcomers start in the background.
+
+        Raises:
+            PilafError: the cluster does not answer now, or newcomers of an earlier look did not start.
+        """
         if self._adding is not None and self._adding.done():
-            self._adding.result()
-            self._adding = None
+            added, self._adding = self._adding, None
+            added.result()
         view = await self.look()
         change = node_change(view, least=self.least, most=self.most)
         for number in change.retire:

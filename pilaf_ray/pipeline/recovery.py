@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from pilaf_ray.errors import RoleLostError
+from pilaf_ray.pipeline.stopping import StopRequestedError, StopRequests
 from pilaf_ray.pipeline.supervision import CircuitBreaker, Report, SupervisionPolicy, no_report
 
 Work = TypeVar("Work")
@@ -18,11 +20,15 @@ async def train_through_losses(
     rebuild: Callable[[], Awaitable[Work]],
     furthest_step: Callable[[], int],
     policy: SupervisionPolicy,
+    stop: StopRequests,
     report: Report = no_report,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> int:
+) -> int | None:
     """Call ``train(work)`` until it returns, with what ``rebuild`` restores after each loss of the learner.
+
+    None where somebody asked to stop while there was no learner: the newest checkpoint is what there is to keep, and
+    nothing that a rebuilt learner could do would be newer.
 
     Losses are in a row unless the run got further than before between them: steps that a rollback
     repeats are no success, or a step that always kills the learner would be tried for ever.
@@ -47,10 +53,12 @@ async def train_through_losses(
             report("learner lost", step=reached, cause=str(cause))
             if breaker.is_open:
                 raise breaker.error() from cause
-            await sleep(policy.pause(breaker.failures))
             try:
-                work = await rebuild()
+                await stop.unless_requested(partial(sleep, policy.pause(breaker.failures)))
+                work = await stop.unless_requested(rebuild)
                 restored = True
+            except StopRequestedError:
+                return None
             except RoleLostError as error:
                 cause = error
         report("learner rebuilt", seconds=clock() - started)

@@ -5,20 +5,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.schema import CreateSchema
 
-from pilaf_ray.errors import LedgerError
+from pilaf_ray.errors import LedgerError, RoleLostError
 from pilaf_ray.store.tables import SCHEMA_VERSION, Base, ledger
 
 _WRITES = "pilaf_writes"
 # A writer that was killed is gone when the server has seen its connection close.
 _LOCK_SECONDS = 20
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class LedgerDatabase:
     """A database with the ledger's tables in it.
+
+    On PostgreSQL the writer does everything on one connection, which also holds its lock: so it cannot write without
+    it. Where that connection is lost, so is the writer; a commit that was not answered may have happened, which costs
+    nothing, because what is repeated on another writer changes nothing.
 
     Args:
         url: SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql+psycopg://…``.
@@ -39,11 +44,13 @@ class LedgerDatabase:
         self._read_only = read_only
         self._engine = _make_engine(url, read_only=read_only)
         self.name = self._engine.url.render_as_string(hide_password=True)
-        self._lock: Connection | None = None
+        self._has_lock = False
         self._turn: int | None = None
         """How many writers SQLite's file has had, this one included."""
         self._schema = namespace if self._engine.dialect.name == "postgresql" else None
         if self._schema is not None:
+            if not read_only:
+                self._keep_to_one_connection()
             self._engine = self._engine.execution_options(schema_translate_map={None: self._schema})
         self._writer = self._engine.execution_options(**{_WRITES: True})
         with self._explained("opened"):
@@ -61,6 +68,7 @@ class LedgerDatabase:
 
         Raises:
             LedgerError: a newer writer has opened the file since: this one was given up, and must change nothing.
+            RoleLostError: the connection to the server is lost; another writer may do the same again.
         """
         assert not self._read_only, "this ledger was opened for reading"
         with self._explained("written"), self._writer.begin() as connection:
@@ -76,8 +84,6 @@ class LedgerDatabase:
 
     def close(self) -> None:
         """Release the database."""
-        if self._lock is not None:
-            self._lock.close()
         self._engine.dispose()
 
     @contextmanager
@@ -85,13 +91,26 @@ class LedgerDatabase:
         """A database that does not work is one clear line."""
         try:
             yield
-        except OperationalError as error:
+        except DBAPIError as error:
+            is_lost = self._has_lock and error.connection_invalidated
+            if not is_lost and not isinstance(error, OperationalError):
+                raise
             cause = str(error.orig).strip().splitlines()[0]
+            line = f"the ledger {self.name} cannot be {verb} ({cause})"
+            if is_lost:
+                raise RoleLostError(line) from error
             hint = "is the disk full?" if self._engine.dialect.name == "sqlite" else "is the server well?"
             raise LedgerError(
-                f"the ledger {self.name} cannot be {verb} ({cause}); {hint} Nothing that was acknowledged is lost: "
-                "mend it and continue with --resume"
+                f"{line}; {hint} Nothing that was acknowledged is lost: mend it and continue with --resume"
             ) from error
+
+    def _keep_to_one_connection(self) -> None:
+        """Another one would not hold the lock; SQLAlchemy makes one in place of one that is lost, without a word."""
+
+        @event.listens_for(self._engine, "do_connect")
+        def _refuse(*_: object) -> None:
+            if self._has_lock:
+                raise RoleLostError(f"the ledger {self.name}: this writer's connection is lost, and its lock with it")
 
     def _become_the_writer(self) -> None:
         """Make the schema, and hold its lock for as long as this process lives."""
@@ -104,12 +123,18 @@ class LedgerDatabase:
             return
         with self._engine.begin() as connection:
             connection.execute(CreateSchema(self._schema, if_not_exists=True))
-        self._lock = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self._lock.execute(text(f"SET lock_timeout = '{_LOCK_SECONDS}s'"))
         try:
-            self._lock.execute(text("SELECT pg_advisory_lock(hashtext(:name))"), {"name": f"pilaf-ray {self._schema}"})
+            with self._engine.begin() as connection:
+                connection.execute(text(f"SET lock_timeout = '{_LOCK_SECONDS}s'"))
+                # The session's, which lasts longer than this transaction: as long as the connection.
+                lock = text("SELECT pg_advisory_lock(hashtext(:name))")
+                connection.execute(lock, {"name": f"pilaf-ray {self._schema}"})
+                self._has_lock = True
+                connection.execute(text("RESET lock_timeout"))
         except OperationalError as error:
             self.close()
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
             raise LedgerError(
                 f"the ledger {self.name} of run '{self._schema}' is in use by a running job: stop it, or choose "
                 "another run.name"
@@ -141,7 +166,12 @@ def _turn(connection: Connection) -> int:
 
 def _make_engine(url: str, *, read_only: bool) -> Engine:
     try:
-        engine = create_engine(_read_only_file(url) if read_only else url)
+        if read_only:
+            engine = create_engine(_read_only_file(url))
+        elif make_url(url).get_backend_name() == "postgresql":
+            engine = create_engine(url, poolclass=StaticPool)
+        else:
+            engine = create_engine(url)
     except ModuleNotFoundError as error:
         raise LedgerError(
             f"store.url needs the Python package '{error.name}': install it, e.g. pip install 'pilaf-ray[postgres]'"

@@ -9,7 +9,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from ledger_machine import LedgerMachine
 from pairs import label, pair, plan, reference
 from postgres_server import postgres_url
-from sqlalchemy import create_engine, text
+from psycopg import OperationalError
+from sqlalchemy import create_engine, event, text
 from test_ledger import (  # noqa: F401 - collected here too, with this file's ledger
     test_a_pair_is_trained_on_once,
     test_abstentions_end_and_are_never_trained,
@@ -23,9 +24,10 @@ from test_ledger import (  # noqa: F401 - collected here too, with this file's l
     test_wrong_arrows_are_refused_whole,
 )
 
-from pilaf_ray.errors import LedgerError
+from pilaf_ray.errors import LedgerError, RoleLostError
 from pilaf_ray.store.ledger import PreferenceLedger
 from pilaf_ray.store.reading import LedgerReader
+from pilaf_ray.types import PairState
 
 numbers = count()
 
@@ -117,6 +119,80 @@ def test_readers_see_what_is_committed(url: str, schema: str, ledger: Preference
     ledger.add_labels([label(0)], [reference(0)])
     assert reader.counts().labels == 1
     assert [event.probability for event in reader.labels("pair-0")] == [1.0]
+    reader.close()
+
+
+def end_connections(url: str, schema: str) -> int:
+    """Let the server end the connections that hold a lock of ``schema``'s writer; returns how many it were."""
+    engine = create_engine(url)
+    query = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_locks "
+        "WHERE locktype = 'advisory' AND objid = (hashtext(:name)::bigint & 4294967295)::oid"
+    )
+    with engine.begin() as connection:
+        ended = int(connection.scalar(text(query), {"name": f"pilaf-ray {schema}"}) or 0)
+    engine.dispose()
+    return ended
+
+
+@pytest.mark.parametrize("between", ["calls", "statements", "statements and commit"])
+def test_a_writer_whose_connection_is_ended_is_lost_and_the_next_one_goes_on(
+    url: str, schema: str, ledger: PreferenceLedger, between: str
+) -> None:
+    ledger.add_plans([plan(0), plan(1)])
+    if between == "calls":
+        assert end_connections(url, schema) == 1, "what writes is what holds the lock"
+    else:
+        name = "before_cursor_execute" if between == "statements" else "commit"
+        event.listen(ledger.database._engine, name, lambda *_: end_connections(url, schema), once=True)
+    with pytest.raises(RoleLostError, match="cannot be written") as caught:
+        ledger.add_responses([pair(0)])
+    assert "\n" not in str(caught.value)
+    for again in (lambda: ledger.add_responses([pair(0)]), ledger.counts):
+        with pytest.raises(RoleLostError, match="this writer's connection is lost, and its lock with it"):
+            again()
+    newer = PreferenceLedger(url, namespace=schema)
+    assert newer.counts().check()[PairState.PLANNED] == 2, "nothing of it happened"
+    newer.add_responses([pair(0)])
+    assert newer.counts().check()[PairState.SAMPLED] == 1
+    newer.close()
+
+
+def test_a_commit_whose_answer_is_lost_has_happened_once(url: str, schema: str, ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(0)])
+    ledger.add_responses([pair(0)])
+    dialect = ledger.database._engine.dialect
+    commit = dialect.do_commit
+
+    def commit_and_lose(connection) -> None:
+        commit(connection)
+        connection.driver_connection.close()
+        raise OperationalError("server closed the connection unexpectedly")
+
+    dialect.do_commit = commit_and_lose
+    with pytest.raises(RoleLostError, match="server closed the connection unexpectedly"):
+        ledger.add_labels([label(0)], [reference(0)])
+    newer = PreferenceLedger(url, namespace=schema)
+    assert newer.counts().check()[PairState.LABELED] == 1, "it has happened"
+    newer.add_labels([label(0)], [reference(0)])
+    counts = newer.counts().check()
+    assert (counts[PairState.LABELED], counts.labels) == (1, 1), "and its repeat changes nothing"
+    newer.close()
+
+
+def test_a_reader_outlives_the_connection(url: str, schema: str, ledger: PreferenceLedger) -> None:
+    ledger.add_plans([plan(0)])
+    reader = LedgerReader(url, namespace=schema)
+    assert reader.counts().planned == 1
+    with reader._database.reading() as connection:
+        backend = connection.scalar(text("SELECT pg_backend_pid()"))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
+    engine.dispose()
+    with pytest.raises(LedgerError, match="cannot be read"):
+        reader.counts()
+    assert reader.counts().planned == 1
     reader.close()
 
 

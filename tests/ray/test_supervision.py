@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from pairs import label, pair, plan, reference
+from postgres_server import postgres_server
 
 from pilaf_ray.actors.calls import RoleDiedError, call
 from pilaf_ray.actors.cluster import ray_cluster
@@ -147,6 +148,28 @@ async def test_the_store_comes_back_on_its_file_and_a_poison_pair_is_rejected_in
     assert (counts[PairState.LABELED], counts[PairState.REJECTED], counts[PairState.SAMPLED]) == (1, 2, 0)
     assert [details["role"] for details in records.of("replica replaced")] == ["preference store"]
     await store.close()
+
+
+async def test_the_ledger_goes_on_when_its_server_is_back(tmp_path: Path) -> None:
+    records, policy = Records(), replace(PATIENT, failures_in_a_row=1000)
+    launched = RoleLauncher(logs=str(tmp_path / "logs"), call_seconds=60.0, policy=policy, report=records)
+    with postgres_server() as server:
+        store = await launched.store(server.url, "goes-on")
+        await store.add_plans([plan(number) for number in range(4)])
+        await asyncio.to_thread(server.stop)
+        under_way = [asyncio.ensure_future(store.add_responses([pair(number)])) for number in range(4)]
+        await until(lambda: records.of("replacement failed"))
+        assert not any(call.done() for call in under_way)
+        await asyncio.to_thread(server.start)
+        await asyncio.wait_for(asyncio.gather(*under_way), 60)
+        await store.add_responses([pair(0)])
+        await store.add_labels([label(1)], [reference(1)])
+        counts = (await store.counts()).check()
+        await store.close()
+    assert (counts.planned, counts[PairState.SAMPLED], counts[PairState.LABELED], counts.labels) == (4, 3, 1, 1)
+    (lost,), (replaced,) = records.of("replica lost"), records.of("replica replaced")
+    assert lost["role"] == replaced["role"] == "preference store"
+    assert "the ledger postgresql+psycopg://pilaf@127.0.0.1" in lost["cause"]
 
 
 class _FakeGenerator:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,7 @@ from pairs import label, pair, plan, response
 from pilaf_ray.errors import OracleError, PoisonPairError, PromptError, RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.candidate_scoring import ImplicitRewardScorer
-from pilaf_ray.pipeline.controller import Controller
+from pilaf_ray.pipeline.controller import STOPPED, Controller
 from pilaf_ray.pipeline.pair_sampling import CandidatePairs, PairSource
 from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.replicas import ReplicaPool
@@ -135,6 +135,7 @@ def controller(
     fail_fast: bool = False,
     schedule: Schedule | None = None,
     turn: Turn = own_device,
+    evaluate: Callable[[int], Awaitable[None]] | None = None,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -153,6 +154,7 @@ def controller(
         start_step=start,
         after_step=after_step,
         after_sync=after_sync,
+        evaluate=evaluate,
         unfinished=work,
         pairs=pairs,
         fail_fast=fail_fast,
@@ -283,6 +285,80 @@ async def test_stop_finishes_the_step_under_way() -> None:
     assert finished == len(reports) == len(world.trained)
     assert 3 <= finished < 50
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_evaluations_come_before_the_next_version_and_the_last_is_waited_for() -> None:
+    world = World()
+
+    async def evaluate(step: int) -> None:
+        await world.wander()
+        assert world.version == step, "nothing newer is served meanwhile"
+        world.events.append(f"evaluated {step}")
+
+    await controller(world, [], staleness=2, steps=6, evaluate=evaluate).run()
+    for step in range(1, 7):
+        assert world.events.index(f"served {step}") < world.events.index(f"evaluated {step}")
+    assert world.events[-1] == "evaluated 6"
+
+
+@pytest.mark.parametrize("stuck", ["serve 2", "evaluated 2"])
+async def test_a_stop_waits_neither_for_a_pull_nor_for_an_evaluation(stuck: str) -> None:
+    """Both would last for ever; step 3 is trained meanwhile, and not handed out."""
+
+    class Stuck(World):
+        async def serve(self, version: int, update: str) -> None:
+            if stuck == f"serve {version}":
+                self.events.append(f"stuck in {stuck}")
+                await asyncio.Event().wait()
+            await super().serve(version, update)
+
+    async def evaluate(step: int) -> None:
+        if stuck == f"evaluated {step}":
+            world.events.append(f"stuck in {stuck}")
+            await asyncio.Event().wait()
+
+    world, reports = Stuck(), []
+    running = controller(world, reports, staleness=3, evaluate=evaluate)
+    async with asyncio.timeout(10):
+        task = asyncio.create_task(running.run())
+        while "train 3" not in world.events or f"stuck in {stuck}" not in world.events:
+            await asyncio.sleep(0)
+        assert not running.is_stopping
+        running.request_stop()
+        assert (await task, running.ended_by, running.is_stopping) == (3, STOPPED, True)
+    assert [report.result.step for report in reports] == [1, 2, 3]
+    assert "push 3" not in world.events
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_no_evaluation_begins_once_a_stop_was_requested() -> None:
+    """The step under way may need the weights that are on their way, so those are served."""
+    evaluated = list[int]()
+
+    class Slow(World):
+        async def serve(self, version: int, update: str) -> None:
+            if version == 2:
+                while not running.is_stopping:
+                    await asyncio.sleep(0)
+            await super().serve(version, update)
+
+        async def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
+            if step == 3:
+                running.request_stop()
+                while "served 2" not in self.events:
+                    await asyncio.sleep(0)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            return await super().train_step(step, batch)
+
+    async def evaluate(step: int) -> None:
+        evaluated.append(step)
+
+    world = Slow()
+    running = controller(world, [], staleness=3, evaluate=evaluate)
+    async with asyncio.timeout(10):
+        assert await running.run() == 3
+    assert evaluated == [1] and world.events[-1] == "train 3"
 
 
 async def test_the_first_error_stops_everything_as_itself() -> None:

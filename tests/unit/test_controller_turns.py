@@ -10,7 +10,7 @@ from test_controller import World, controller
 from pilaf_ray.pipeline.schedule import IterativeSchedule
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.pipeline.turns import TurnTaking
-from pilaf_ray.types import GenerationRequest, LabeledPair, SampledResponse, StepResult
+from pilaf_ray.types import GenerationRequest, LabeledPair, PairState, SampledResponse, StepResult
 
 
 class SharingWorld(World):
@@ -99,3 +99,29 @@ async def test_a_request_to_stop_is_heard_at_rest() -> None:
     asked.request_stop()
     async with asyncio.timeout(60):
         assert await running == asked.step >= 3
+
+
+async def test_a_stop_leaves_a_pull_that_lasts_for_ever_and_takes_no_turn_for_another_step() -> None:
+    pulling = asyncio.Event()
+
+    class Stuck(SharingWorld):
+        async def serve(self, version: int, update: str) -> None:
+            if version == 3:
+                async with self.turns.turn("generator"):
+                    pulling.set()
+                    await asyncio.Event().wait()
+            await super().serve(version, update)
+
+    world = Stuck()
+    await world.start()
+    asked = controller(world, [], staleness=2, turn=partial(world.turns.turn, "learner"))
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(asked.run())
+        await pulling.wait()
+        while world.states.get("pair-15") != PairState.LABELED:
+            await asyncio.sleep(0)
+        asked.request_stop()
+        assert await running == 3
+        # The device is there for the checkpoint.
+        async with world.turns.within("learner"):
+            assert world.there == "learner"

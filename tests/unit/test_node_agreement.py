@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RpcError
 
-from pilaf_ray.actors import cluster, placement
+from pilaf_ray.actors import cluster, elastic, placement
 from pilaf_ray.console.address import require_free_port
 from pilaf_ray.errors import ClusterError, ConfigError, RoleLostError
 from pilaf_ray.node_agreement import NodeFacts, read_facts, require_agreement
@@ -101,3 +102,37 @@ async def test_a_place_that_does_not_come_back_is_said(monkeypatch: pytest.Monke
         RoleLostError, match="generator 0 has no place: the cluster shrank below the plan, and 1 GPU, 4 CPUs on"
     ):
         await reservations.granted("generator", 0)
+
+
+async def test_a_ray_that_does_not_answer_is_one_line_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def unavailable(*_: object, **__: object) -> None:
+        asked.append("again")
+        raise RpcError("failed to connect to GCS")
+
+    monkeypatch.setattr(placement, "placement_group", lambda *_, **__: object())
+    monkeypatch.setattr(placement, "PlacementGroupSchedulingStrategy", lambda *_, **__: "there")
+    reservations = placement.Reservations(make_groups([RoleRequest(role="generator", replicas=1, gpus=1.0, cpus=4.0)]))
+    for group in reservations._groups:
+        reservations._ask(group)
+    line = r"Ray does not answer \(RpcError: failed to connect to GCS\)$"
+    with monkeypatch.context() as patch:
+        patch.setattr(placement, "placement_group_table", unavailable)
+        with pytest.raises(ClusterError, match=f"^the place of generator 0: {line}"):
+            await reservations.granted("generator", 0)
+        patch.setattr(placement, "placement_group", unavailable)
+        with pytest.raises(ClusterError, match=f"^a place for generator 3: {line}"):
+            await reservations.join("generator", 3)
+        patch.setattr(elastic, "draining_nodes", unavailable)
+        with pytest.raises(ClusterError, match=f"^where generators could be: {line}"):
+            await elastic.view_cluster(None, reservations)  # type: ignore[arg-type]
+        reservations._joined["generator", 3] = reservations._places["generator", 3] = "reserved"
+        patch.setattr(placement, "remove_placement_group", unavailable)
+        with pytest.raises(ClusterError, match=f"^giving back the place of generator 3: {line}"):
+            reservations.leave("generator", 3)
+    assert len(asked) == 4
+    given_back = list[object]()
+    monkeypatch.setattr(placement, "remove_placement_group", given_back.append)
+    reservations.leave("generator", 3)
+    assert given_back == ["reserved"] and ("generator", 3) not in reservations._places

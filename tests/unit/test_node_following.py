@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pilaf_ray.config.elastic import ElasticSection
+from pilaf_ray.errors import ClusterError, PilafError, RoleLostError
 from pilaf_ray.pipeline.node_following import ClusterView, NodeChange, NodeFollower, node_change, room_for
 from pilaf_ray.placement import Bundle, NodeCapacity
 
@@ -160,6 +161,66 @@ async def test_a_request_by_hand_moves_the_bound() -> None:
     await follower.step()
     await asyncio.sleep(0)
     assert pool.done == [("resize", 2), ("add", (1,))] and follower.least == 2
+
+
+class FailingPool(FakePool):
+    """Every newcomer fails with ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def add(self, numbers: Sequence[int | None]) -> None:
+        self.done.append(("add", tuple(numbers)))
+        raise self.error
+
+
+def follower_of(pool: FakePool, looks: list[ClusterView | PilafError], events: list[Any]) -> NodeFollower:
+    """Each look gives the next of ``looks``; the last one is repeated."""
+
+    async def look() -> ClusterView:
+        found = looks.pop(0) if len(looks) > 1 else looks[0]
+        if isinstance(found, PilafError):
+            raise found
+        return found
+
+    async def sleep(_seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    report = lambda event, **details: events.append((event, details.get("cause")))  # noqa: E731
+    return NodeFollower(pool=pool, look=look, least=1, most=2, report=report, sleep=sleep)
+
+
+async def test_a_cluster_that_does_not_answer_is_looked_at_again() -> None:
+    pool, events = FakePool(), list[Any]()
+    away = ClusterError("Ray does not answer")
+    views = [away, away, RoleLostError("cut off"), ClusterView(nodes={0: A}, room=1)]
+    async with asyncio.timeout(10), follower_of(pool, views, events).following():
+        while not pool.done:
+            await asyncio.sleep(0)
+    assert pool.done == [("add", (1,))]
+    assert events[:3] == [
+        ("nodes not followed", "Ray does not answer"),
+        ("nodes not followed", "cut off"),
+        ("generators join", None),
+    ]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_newcomers_that_fail_are_reported_and_tried_again() -> None:
+    pool, events = FailingPool(ClusterError("no place")), list[Any]()
+    async with asyncio.timeout(10), follower_of(pool, [ClusterView(nodes={0: A}, room=1)], events).following():
+        while len(pool.done) < 2:
+            await asyncio.sleep(0)
+    assert events[:3] == [("generators join", None), ("nodes not followed", "no place"), ("generators join", None)]
+
+
+async def test_a_bug_in_following_ends_the_run_at_once() -> None:
+    pool = FailingPool(KeyError("a bug"))
+    with pytest.raises(KeyError, match="a bug"):
+        async with asyncio.timeout(10), follower_of(pool, [ClusterView(nodes={0: A}, room=1)], []).following():
+            await asyncio.Event().wait()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:

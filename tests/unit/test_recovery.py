@@ -6,6 +6,7 @@ import pytest
 
 from pilaf_ray.errors import GivenUpError, NonFiniteLossError, RoleLostError
 from pilaf_ray.pipeline.recovery import train_through_losses
+from pilaf_ray.pipeline.stopping import StopRequests
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 
 
@@ -38,13 +39,14 @@ class Run:
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
 
-    async def go(self, limit: int = 3) -> int:
+    async def go(self, limit: int = 3) -> int | None:
         return await train_through_losses(
             0,
             train=self.train,
             rebuild=self.rebuild,
             furthest_step=lambda: self.furthest,
             policy=SupervisionPolicy(failures_in_a_row=limit),
+            stop=StopRequests(),
             report=lambda event, **details: self.events.append((event, details)),
             clock=lambda: 0.0,
             sleep=self.sleep,

@@ -293,6 +293,9 @@ async def test_a_stopped_replica_is_found_by_its_heartbeat_and_a_slow_one_is_not
 def test_policy_and_breaker() -> None:
     policy = SupervisionPolicy(first_pause=1.0, longest_pause=5.0)
     assert [policy.pause(n) for n in range(1, 7)] == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
+    # docs/operations.md says how long a server of the ledger may be away: until the last of so many failures.
+    patience = {limit: sum(SupervisionPolicy().pause(n) for n in range(1, limit)) for limit in (5, 12)}
+    assert patience == {5: 7.0, 12: 303.0}
     breaker = CircuitBreaker("oracle 1", limit=2)
     breaker.failed("one")
     breaker.succeeded()
