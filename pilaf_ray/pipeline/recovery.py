@@ -46,7 +46,9 @@ async def train_through_losses(
             breaker.failed(cause)
             report("learner lost", step=reached, cause=str(cause))
             if breaker.is_open:
-                raise breaker.error() from cause
+                given_up = breaker.error()
+                report("given up", role="policy learner", cause=str(given_up))
+                raise given_up from cause
             await sleep(policy.pause(breaker.failures))
             try:
                 work = await rebuild()
