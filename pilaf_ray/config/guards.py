@@ -70,6 +70,8 @@ def _is_web_address(url: str) -> bool:
         return False
     try:
         parts = urlsplit(url)
+        if "@" in parts.netloc:  # urllib would take a name and a password for a host and its port
+            return False
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # brackets without an address between them, a port that is no number
         return False

@@ -177,6 +177,7 @@ def test_the_newest_event_is_known_unless_it_is_half_a_line(tmp_path: Path) -> N
         "http://h:port/",
         "http://h/ä",
         "http://h/a b",
+        "https://u:p@h/x",
     ],
 )
 def test_a_webhook_that_cannot_be_posted_to_is_refused_without_repeating_it(url: str) -> None:
