@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -50,11 +51,13 @@ def train(
 
     if settings.run.restarts and CHILD not in os.environ:
         from pilaf_ray.build import supervision_policy
+        from pilaf_ray.observability.alerts import Webhook
 
-        code = run_restartable(
-            start_controller([str(config), *(overrides or [])]),
-            resume=resume, folder=folder, restarts=settings.run.restarts, policy=supervision_policy(settings),
-        )  # fmt: skip
+        with closing(Webhook(settings.guards.webhook, run=settings.run.name)) as webhook:
+            code = run_restartable(
+                start_controller([str(config), *(overrides or [])]), resume=resume, folder=folder,
+                restarts=settings.run.restarts, policy=supervision_policy(settings), tell=webhook.send,
+            )  # fmt: skip
         raise typer.Exit(code)
     from pilaf_ray.training_run import train as run
 

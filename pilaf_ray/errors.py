@@ -20,6 +20,7 @@
     ├── PoisonPairError(RuntimeError)    work on a pair keeps killing the replicas that get it
     ├── GivenUpError(RuntimeError)       a role failed too often in a row to be replaced once more
     ├── GuardError(RuntimeError)         a metric passed a limit whose policy is to stop
+    ├── PauseError(RuntimeError)         a step cannot be taken, and the policy is to end and go on later
     └── NonFiniteLossError(ArithmeticError)  the loss is NaN or infinite; the batch was saved
 
 Each takes one message and nothing else, so that it pickles across processes.
@@ -28,6 +29,13 @@ Each takes one message and nothing else, so that it pickles across processes.
 
 class PilafError(Exception):
     """Base of every error that this package raises on purpose."""
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that started it, out of the groups that task groups wrap around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class ConfigError(PilafError, ValueError):
@@ -107,6 +115,10 @@ class RollbackError(RoleLostError):
 
 class GuardError(PilafError, RuntimeError):
     """A metric passed a limit whose policy is to stop the run."""
+
+
+class PauseError(PilafError, RuntimeError):
+    """A step cannot be taken, and the guard's policy is to end the run as a request to stop does."""
 
 
 class NonFiniteLossError(PilafError, ArithmeticError):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pilaf_ray.observability.alerts import Alert, EventAlerts
 from pilaf_ray.observability.sinks import EventLog
 from pilaf_ray.pipeline.supervision import CircuitBreaker, SupervisionPolicy
 
@@ -31,17 +32,19 @@ def run_restartable(
     restarts: int,
     policy: SupervisionPolicy,
     sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[Alert], object] = lambda _alert: None,
 ) -> int:
     """Run a controller to its end, starting it again up to ``restarts`` times in a row; returns its exit code.
 
     Restarts are in a row where no further step was finished between them. A controller that was asked
-    to stop, or that refused its inputs, is not started again.
+    to stop, or that refused its inputs, is not started again. ``tell`` is given what people should know of it.
 
     Raises:
         GivenUpError: it died once more than ``restarts`` times in a row; tells the first cause.
     """
     breaker = CircuitBreaker("the controller", limit=restarts + 1)
     reached = _steps(folder)
+    alerts = EventAlerts(tell)
     with _StopSignals() as stop:
         while True:
             code = stop.wait_for(start(resume))
@@ -52,10 +55,14 @@ def run_restartable(
                 breaker.succeeded()
             breaker.failed(_describe(code))
             if breaker.is_open:
-                raise breaker.error()
+                given_up = breaker.error()
+                alerts("given up", {"cause": str(given_up)})
+                raise given_up
             resume = (folder / "config.json").exists()
+            lost = {"cause": _describe(code), "step": reached}
             if resume:
-                EventLog(folder / "events.jsonl").record("controller lost", cause=_describe(code), step=reached)
+                EventLog(folder / "events.jsonl").record("controller lost", **lost)
+            alerts("controller lost", lost)
             sleep(policy.pause(breaker.failures))
             if stop.requested:
                 # It came while there was no controller to be told.

@@ -1,7 +1,6 @@
 """What a run says of itself: steps, events, evaluations and alarms to those who keep or show them, and its report."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -25,7 +24,7 @@ from pilaf_ray.evaluation.report import (
 )
 from pilaf_ray.evaluation.step_metrics import busy_metrics, step_metrics, total_costs
 from pilaf_ray.observability.activity import Metered, RoleActivity
-from pilaf_ray.observability.alerts import Webhook
+from pilaf_ray.observability.alerts import Alert, EventAlerts, Webhook
 from pilaf_ray.observability.busy import BusyShares
 from pilaf_ray.observability.live_view import LiveView
 from pilaf_ray.observability.run_status import kept_status
@@ -68,8 +67,6 @@ class RunJournal:
         folder.metrics.touch()
         self._metrics = JsonlSink(folder.metrics)
         self._events = EventLog(folder.events)
-        self.event = self._events.record
-        """Write a line of ``events.jsonl``: its name, and details as keywords."""
         self._wandb = WandbSink(
             project=config.logging.wandb_project,
             run_id=config.run.name,
@@ -81,6 +78,7 @@ class RunJournal:
         self._prometheus = PrometheusSink(config.run.name, folder.path.parent) if config.logging.prometheus else None
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
         self._steps = StepClock(config.guards.no_step_minutes)
+        self._alerts = EventAlerts(self._alert)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
         self._activity = RoleActivity(roles, others=others)
@@ -102,7 +100,10 @@ class RunJournal:
 
     @asynccontextmanager
     async def kept_status(self) -> AsyncIterator[None]:
-        """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
+        """Keep the status file while the block runs; Prometheus is told of the run no longer than that.
+
+        Alerts that are on their way to the webhook then are waited for, though not long.
+        """
         looking = asyncio.create_task(self._look_for_steps(), name="alarm without steps")
         try:
             async with kept_status(
@@ -113,6 +114,19 @@ class RunJournal:
             looking.cancel()
             if self._prometheus is not None:
                 self._prometheus.close()
+            await asyncio.to_thread(self._webhook.close)
+
+    def event(self, event: str, **details: Any) -> None:
+        """Write a line of ``events.jsonl``; what nobody should miss is told to wandb and the webhook, too."""
+        self._events.record(event, **details)
+        self._alerts(event, details)
+
+    def started(self, attempt: int) -> None:
+        """Write that the run has started, and tell people where it is the controller that was lost."""
+        before = self._events.newest()
+        self.event("run started", attempt=attempt)
+        if before.get("event") == "controller lost":
+            self.event("controller restarted", attempt=attempt, cause=before["cause"])
 
     async def _look_for_steps(self) -> None:
         while True:
@@ -158,6 +172,10 @@ class RunJournal:
         self._view.step(metrics, pairs=len(report.batch))
         return metrics
 
+    def steps(self) -> list[dict[str, Any]]:
+        """The metrics of every step so far, those of earlier attempts among them."""
+        return self._metrics.read()
+
     async def pairs(self, counts: Callable[[], Awaitable[LedgerCounts]]) -> None:
         """Ask for the ledger's ``counts`` and write them, where anybody wants them with each step."""
         if self._prometheus is not None:
@@ -186,12 +204,15 @@ class RunJournal:
         """Tell people that a guard's limit was passed."""
         self.event("guard", **asdict(alarm))
         self.phase(f"{alarm.guard}: {alarm.message}")
-        self._wandb.alert(alarm.guard, alarm.message)
-        self._webhook.send(alarm)
+        self._alert(Alert(event="guard", **asdict(alarm)))
+
+    def _alert(self, alert: Alert) -> None:
+        self._wandb.alert(alert.guard or alert.event, alert.message)
+        self._webhook.send(alert)
 
     def report(self, counts: LedgerCounts, usages: Sequence[RoleUsage], *, steps: int, ended_by: str) -> str:
         """Write ``report/``; returns its text."""
-        lines = [json.loads(line) for line in self._folder.metrics.read_text().splitlines()]
+        lines = self.steps()
         memory: dict[str, float] = {}
         for usage in usages:
             role = usage.role.split("-")[0]

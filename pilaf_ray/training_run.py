@@ -19,7 +19,7 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.console.address import require_free_port
 from pilaf_ray.engines.checkpoint import CheckpointStore, read_manifest
 from pilaf_ray.engines.learner_layout import require_loadable
-from pilaf_ray.errors import GuardError, RollbackError
+from pilaf_ray.errors import PauseError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
 from pilaf_ray.generator_numbers import follow_numbers
@@ -28,7 +28,6 @@ from pilaf_ray.observability.call_trace import CallTrace
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.pipeline import cycle_collector
 from pilaf_ray.pipeline.controller import STOPPED, Controller
-from pilaf_ray.pipeline.guards import Alarm, NumericGuards
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
@@ -40,6 +39,7 @@ from pilaf_ray.quantised_run import require_same_start, with_quantised_base, wri
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
+from pilaf_ray.run_guards import RunGuards
 from pilaf_ray.run_journal import RunJournal
 from pilaf_ray.run_mirror import fetch_run, require_new
 from pilaf_ray.run_restoring import RestoredRun, RunRestorer
@@ -139,8 +139,9 @@ class TrainingRun:
         self._checkpoints = RunCheckpoints(config, folder, self._journal, ledger=self._ledger)
         self._restorer = RunRestorer(config, self._checkpoints.store, report=self._journal.event)
         self._plans = build.PlanSource(prompts=inputs.train, sampler=inputs.sampler, seed=config.run.seed)
-        self._guards = NumericGuards(build.guard_rules(config))
-        self._set_aside: list[tuple[str, str]] = []
+        self._guards = RunGuards(config, tell=self._journal.alarm)
+        self._pause = ""
+        """What a guard said whose policy is to pause; empty until one has."""
         self._furthest = 0
 
     async def run(self, *, resume: bool) -> None:
@@ -153,7 +154,7 @@ class TrainingRun:
     async def _run(self, *, resume: bool) -> None:
         journal = self._journal
         with journal.on_terminal():
-            journal.event("run started", attempt=self._folder.attempt)
+            journal.started(self._folder.attempt)
             journal.phase("loading models")
             with journal.spans.measure("start"):
                 roles = await self._start_roles()
@@ -169,8 +170,9 @@ class TrainingRun:
             if stop.requested:
                 # Also where it came when nothing was left to train: the rest takes long, and a resumed run does it.
                 self.ended_by = STOPPED
-            if self.ended_by == STOPPED:
-                journal.phase(f"stopped after step {finished}; continue with --resume")
+            if self.ended_by in (STOPPED, self._pause):
+                why = f": {self._pause}" if self.ended_by == self._pause else ""
+                journal.phase(f"stopped after step {finished}{why}; continue with --resume")
                 return
             if self.ended_by == build.ROUND_ENDED:
                 journal.close()
@@ -212,10 +214,12 @@ class TrainingRun:
             report=self._journal.event,
         )
         restored = await self._restorer.restore(
-            roles, self._side, self._sync, resume=resume, rebuilt=rebuilt, set_aside=self._set_aside
+            roles, self._side, self._sync, resume=resume, rebuilt=rebuilt, set_aside=self._guards.set_aside
         )
-        self._set_aside = []
+        self._guards.set_aside = []
         self._journal.cut_after(restored.step)
+        if not rebuilt:
+            self._guards.remember(self._journal.steps())
         return restored
 
     def _probe_items(self) -> list[TokenPair]:
@@ -277,15 +281,23 @@ class TrainingRun:
         journal = self._journal
         schedule = build.build_schedule(self._config, start_step=begun.step)
         async with self._side.running(begun.step) as learner:
-            controller = self._controller(roles, learner, evaluator, schedule, begun)
+            controller = self._controller(roles, self._guards.over(learner), evaluator, schedule, begun)
             journal.phase("training")
-            with stop.passed_on(controller.request_stop):
-                finished = await controller.run()
-        self.ended_by = controller.ended_by or STOPPED
+            if self._pause:
+                # The learner was lost before the run that was to end had ended.
+                controller.request_stop(self._pause)
+            refused = False
+            try:
+                with stop.passed_on(controller.request_stop):
+                    finished = await controller.run()
+            except PauseError as error:
+                # What the learner holds now is not worth saving.
+                finished, self._pause, refused = controller.step, str(error), True
+        self.ended_by = controller.ended_by or self._pause or STOPPED
         journal.event("training ended", step=finished, by=self.ended_by)
         logger.info("training ended after step %d by %s", finished, self.ended_by)
         journal.phase(f"training ended after step {finished}: {self.ended_by}")
-        if finished > begun.step and self._checkpoints.newest != finished:
+        if finished > begun.step and not refused and self._checkpoints.newest != finished:
             await self._checkpoints.save(finished, self._side.save, serving=schedule.served_version(finished))
         await self._checkpoints.store.finish()
         return finished
@@ -338,8 +350,12 @@ class TrainingRun:
         await self._journal.pairs(roles.store.counts)
         step = report.result.step
         self._furthest = max(self._furthest, step)
-        for alarm in self._guards.check(metrics):
-            self._raise_alarm(alarm, report, controller)
+
+        def pause(reason: str) -> None:
+            self._pause = reason
+            controller.request_stop(reason)
+
+        self._guards.look(metrics, report.batch, pause=pause)
         # A round is resumed from the policy that samples it.
         ends_round = self._config.schedule.type == "iterative" and schedule.served_version(step) == step
         # Where the learner shares its device, its turn is now: it would have to come back for a checkpoint later.
@@ -357,17 +373,6 @@ class TrainingRun:
         due = every and (step % every == 0 or config.schedule.type == "iterative")
         if due and step < config.step_limit[0]:
             await self._evaluate(evaluator, step)
-
-    def _raise_alarm(self, alarm: Alarm, report: StepReport, controller: Controller) -> None:
-        """Tell people, and do what the guard's policy says."""
-        self._journal.alarm(alarm)
-        if alarm.policy == "pause":
-            controller.request_stop()
-        elif alarm.policy == "rollback":
-            self._set_aside = [(item.pair_id, alarm.message) for item in report.batch]
-            raise RollbackError(alarm.message)
-        elif alarm.policy == "stop":
-            raise GuardError(alarm.message)
 
     async def _report(self, roles: Roles, finished: int) -> str:
         counts = (await roles.store.counts()).check()

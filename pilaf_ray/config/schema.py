@@ -13,7 +13,7 @@ from pilaf_ray.config.base import Section
 from pilaf_ray.config.checkpoint import CheckpointSection
 from pilaf_ray.config.console import ConsoleSection
 from pilaf_ray.config.generation import GenerationSection
-from pilaf_ray.config.guards import GuardsSection
+from pilaf_ray.config.guards import GuardsSection, check_guards, idle_guards
 from pilaf_ray.config.learner import LearnerSection
 from pilaf_ray.config.limits import (
     NO_STEP_LIMIT,
@@ -174,10 +174,15 @@ class RunConfig(Section):
     def _turns_can_be_taken(self) -> Self:
         check_turns(
             self.resources,
-            rollouts=self.algorithm.type if isinstance(self.algorithm, RolloutAlgorithm) else None,
+            rollouts=self._rollouts,
             transport=self.weights.transport,
             to_disk="nvme" in (self.learner.offload.optimizer, self.learner.offload.parameters),
         )
+        return self
+
+    @model_validator(mode="after")
+    def _guards_can_help(self) -> Self:
+        check_guards(self.guards, rollouts=self._rollouts)
         return self
 
     @model_validator(mode="after")
@@ -272,6 +277,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def _rollouts(self) -> str | None:
+        """The algorithm's name where the policy learns from rollouts; None where from pairs."""
+        return self.algorithm.type if isinstance(self.algorithm, RolloutAlgorithm) else None
+
+    @property
     def step_limit(self) -> tuple[int, str]:
         """The last optimiser step, and the setting that it comes from; tokens and time may end the run before."""
         return step_limit(
@@ -305,12 +315,13 @@ class RunConfig(Section):
         meets = judged > 0 and (
             isinstance(self.schedule, IterativeScheduleConfig) or lcm(saved, judged) < self.step_limit[0]
         )
-        if best == 0 or meets:
-            return []
-        return [
-            f"checkpoint.keep_best = {best} has nothing to choose by: no checkpoint before the last is evaluated; set "
-            f"evaluation.every_steps to {saved}, say"
-        ]
+        lines = idle_guards(self.guards, rollouts=self._rollouts)
+        if best > 0 and not meets:
+            lines.append(
+                f"checkpoint.keep_best = {best} has nothing to choose by: no checkpoint before the last is evaluated; "
+                f"set evaluation.every_steps to {saved}, say"
+            )
+        return lines
 
     @model_validator(mode="after")
     def _devices_suffice(self) -> Self:

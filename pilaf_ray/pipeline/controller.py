@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pilaf_ray.errors import first_cause
 from pilaf_ray.pipeline.budget import RunBudget
 from pilaf_ray.pipeline.gate import StalenessGate
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
@@ -94,10 +95,11 @@ class Controller:
         self._sync_seconds = 0.0
         self._clock = clock
         self.ended_by: str | None = None
-        """The setting whose limit ended the run, or ``a request to stop``; None while it runs."""
+        """The setting whose limit ended the run, or why it was to stop; None while it runs."""
         self.gate = StalenessGate(max_staleness_steps=max_staleness_steps, batch_pairs=schedule.window_pairs)
         self._changed = asyncio.Event()
-        self._stop = False
+        self._stop: str | None = None
+        """Why the run is to stop; None while nobody has asked for it."""
         retired = schedule.retired(start_step)
         # Slots of pairs that are done with, in a window that is not.
         self.gate.admit(retired - schedule.retired(self._served))
@@ -125,14 +127,14 @@ class Controller:
     @property
     def is_stopping(self) -> bool:
         """Whether a stop was requested."""
-        return self._stop
+        return self._stop is not None
 
-    def request_stop(self) -> None:
-        """Finish the step under way, then return from :meth:`run`.
+    def request_stop(self, reason: str = STOPPED) -> None:
+        """Finish the step under way, then return from :meth:`run`, ended by the first ``reason`` that was given.
 
         Versions on their way to the generators are left there: a run that is resumed serves its checkpoint's.
         """
-        self._stop = True
+        self._stop = self._stop or reason
         self._changed.set()
         self._synced.set()
 
@@ -151,7 +153,7 @@ class Controller:
             done, _ = await asyncio.wait([learner, *workers], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if error := task.exception():
-                    raise _first(error)
+                    raise first_cause(error)
             # Workers run until cancelled, so the learner loop has come to its end.
         finally:
             for task in (learner, *workers):
@@ -247,7 +249,7 @@ class Controller:
     async def _wait_for_batch(self) -> TrainingBatch | None:
         """The next batch, or None when the budget is spent or a stop was requested."""
         while True:
-            self.ended_by = STOPPED if self._stop else self._budget.ended_by(self._step)
+            self.ended_by = self._stop or self._budget.ended_by(self._step)
             if self.ended_by is not None:
                 return None
             batch = self._schedule.next()
@@ -256,10 +258,3 @@ class Controller:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._budget.seconds_left)
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error that started it, out of the groups that task groups wrap around it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

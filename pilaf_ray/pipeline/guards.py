@@ -1,21 +1,23 @@
 """Does the run still learn? Limits on its metrics, and what is done when one is passed. Pure."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate
 from statistics import fmean, median
 from typing import Literal
 
 GuardPolicy = Literal["warn", "pause", "rollback", "stop"]
+
+BY_SEVERITY: Sequence[GuardPolicy] = ("stop", "rollback", "pause", "warn")
+"""Where several guards speak at one step, the first of these is what happens."""
 
 
 class Measure(StrEnum):
     """How a metric is held against its limit."""
 
     TIMES_MEDIAN = "times_median"
-    """The newest value, as a multiple of the median of the window before it."""
+    """The newest value, as a multiple of the median of the window before it; silent where that is not positive."""
     TIMES_START = "times_start"
     """The window's mean, as a multiple of the mean of the run's first window."""
     MEAN = "mean"
@@ -50,56 +52,70 @@ class Alarm:
     message: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A step as one guard knows it."""
+
+    step: int
+    value: float
+    best: float | None
+    """The largest mean of a whole window up to here; None before the first."""
+    over: bool
+    """Whether the limit was passed."""
+
+
 class NumericGuards:
-    """Watches the metrics of one run, step by step; a step that is repeated replaces what was known of it."""
+    """Watches the metrics of one run, step by step.
+
+    A step that is repeated replaces what was known of it and of later ones: passing the limit again is told again.
+    """
 
     def __init__(self, rules: Sequence[GuardRule]) -> None:
         self._rules = list(rules)
-        self._history: dict[str, list[tuple[int, float]]] = {rule.name: [] for rule in rules}
-        self._alarmed: set[str] = set()
+        self._history: dict[str, list[_Seen]] = {rule.name: [] for rule in rules}
+
+    def remember(self, steps: Iterable[Mapping[str, float | None]]) -> None:
+        """Take in the metrics of steps that an earlier attempt took; their alarms were its own."""
+        for metrics in steps:
+            self.check(metrics)
 
     def check(self, metrics: Mapping[str, float | None]) -> list[Alarm]:
         """Alarms that ``metrics`` of the next step raise; a missing value is no reason for one."""
         step = int(metrics["step"] or 0)
-        alarms = []
-        for rule in self._rules:
-            value = metrics.get(rule.key)
-            history = [item for item in self._history[rule.name] if item[0] < step]
-            self._history[rule.name] = history
-            if value is None:
-                continue
-            measured = self._measure(rule, [known for _, known in history], value)
-            history.append((step, value))
-            if measured is None or measured <= rule.limit:
-                self._alarmed.discard(rule.name)
-            elif rule.name not in self._alarmed:
-                self._alarmed.add(rule.name)
-                alarms.append(
-                    Alarm(
-                        guard=rule.name, policy=rule.policy, step=step, message=_describe(rule, step, value, measured)
-                    )
-                )
-        return alarms
+        found = (self._check(rule, step, metrics.get(rule.key)) for rule in self._rules)
+        return [alarm for alarm in found if alarm is not None]
 
-    @staticmethod
-    def _measure(rule: GuardRule, before: Sequence[float], value: float) -> float | None:
-        values = [*before, value]
-        if rule.measure == Measure.TIMES_MEDIAN:
-            if len(before) < rule.window:
-                return None
-            usual = median(before[-rule.window :])
-            return value / usual if usual > 0 else None
-        if len(values) < rule.window:
+    def _check(self, rule: GuardRule, step: int, value: float | None) -> Alarm | None:
+        history = self._history[rule.name]
+        while history and history[-1].step >= step:
+            history.pop()
+        if value is None:
             return None
-        now = fmean(values[-rule.window :])
-        if rule.measure == Measure.MEAN:
-            return now
-        if rule.measure == Measure.TIMES_START:
-            start = fmean(values[: rule.window])
-            return now / start if start > 0 else None
-        sums = list(accumulate(values, initial=0.0))
-        best = max(sums[end] - sums[end - rule.window] for end in range(rule.window, len(sums))) / rule.window
-        return best - now
+        last = [seen.value for seen in history[-rule.window :]]
+        window = [*last, value][-rule.window :]
+        before = history[-1].best if history else None
+        mean = fmean(window) if len(window) == rule.window else None
+        best = max((known for known in (before, mean) if known is not None), default=None)
+        if rule.measure is Measure.TIMES_MEDIAN:
+            measured = _times(value, median(last)) if len(last) == rule.window else None
+        elif mean is None or best is None or rule.measure is Measure.MEAN:
+            measured = mean
+        elif rule.measure is Measure.TIMES_START:
+            first = [seen.value for seen in history[: rule.window]]
+            measured = _times(mean, fmean([*first, value][: rule.window]))
+        else:
+            measured = best - mean
+        over = measured is not None and measured > rule.limit
+        told = bool(history) and history[-1].over
+        history.append(_Seen(step=step, value=value, best=best, over=over))
+        if measured is None or not over or told:
+            return None
+        return Alarm(guard=rule.name, policy=rule.policy, step=step, message=_describe(rule, step, value, measured))
+
+
+def _times(value: float, unit: float) -> float | None:
+    """``value`` as a multiple of ``unit``; None where that says nothing."""
+    return value / unit if unit > 0 else None
 
 
 class StepClock:

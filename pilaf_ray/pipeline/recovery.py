@@ -52,7 +52,9 @@ async def train_through_losses(
             breaker.failed(cause)
             report("learner lost", step=reached, cause=str(cause))
             if breaker.is_open:
-                raise breaker.error() from cause
+                given_up = breaker.error()
+                report("given up", role="policy learner", cause=str(given_up))
+                raise given_up from cause
             try:
                 await stop.unless_requested(partial(sleep, policy.pause(breaker.failures)))
                 work = await stop.unless_requested(rebuild)

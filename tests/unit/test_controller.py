@@ -277,6 +277,7 @@ async def test_stop_finishes_the_step_under_way() -> None:
     async def stop_soon() -> None:
         while len(world.trained) < 3:
             await asyncio.sleep(0)
+        running.request_stop("somebody asked")
         running.request_stop()
 
     stopper = asyncio.create_task(stop_soon())
@@ -284,6 +285,7 @@ async def test_stop_finishes_the_step_under_way() -> None:
     await stopper
     assert finished == len(reports) == len(world.trained)
     assert 3 <= finished < 50
+    assert running.ended_by == "somebody asked"
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

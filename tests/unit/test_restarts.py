@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pilaf_ray.errors import GivenUpError
+from pilaf_ray.observability.alerts import Alert
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.restarts import run_restartable
 
@@ -38,16 +39,20 @@ sys.exit(end)
 """
 
 
-def run(folder: Path, plan: list[tuple[int, int | str]], *, restarts: int) -> tuple[int, list[float]]:
+def run(
+    folder: Path, plan: list[tuple[int, int | str]], *, restarts: int, alerts: list[Alert] | None = None
+) -> tuple[int, list[float]]:
     (folder / "plan").write_text(json.dumps(plan))
     pauses: list[float] = []
 
     def start(resume: bool) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([sys.executable, "-c", _CONTROLLER, str(folder), str(resume)])
 
+    told = [] if alerts is None else alerts
     code = run_restartable(
-        start, resume=False, folder=folder, restarts=restarts, policy=SupervisionPolicy(), sleep=pauses.append
-    )
+        start, resume=False, folder=folder, restarts=restarts, policy=SupervisionPolicy(), sleep=pauses.append,
+        tell=told.append,
+    )  # fmt: skip
     return code, pauses
 
 
@@ -67,9 +72,14 @@ def test_deaths_with_progress_between_them_are_not_in_a_row(tmp_path: Path) -> N
 
 
 def test_too_many_in_a_row_tell_the_first_cause(tmp_path: Path) -> None:
+    alerts: list[Alert] = []
     with pytest.raises(GivenUpError, match="the controller failed 3 times in a row; first: killed by SIGKILL"):
-        run(tmp_path, [(0, "kill"), (0, 1)], restarts=2)
+        run(tmp_path, [(0, "kill"), (0, 1)], restarts=2, alerts=alerts)
     assert len(starts(tmp_path)) == 3
+    assert [(alert.event, alert.message[:41]) for alert in alerts] == [
+        ("controller lost", "the controller was lost after step 0: kil"),
+        ("given up", "the controller failed 3 times in a row; f"),
+    ], "the second loss comes too soon after the first to be told"
 
 
 def test_a_refused_configuration_is_not_tried_again(tmp_path: Path) -> None:
