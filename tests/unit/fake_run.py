@@ -203,6 +203,7 @@ def train(folder: Path, losses: dict[int, list[float | Exception]], *overrides: 
         evaluation=PromptSet(prompts=prompts[:2], dropped=0, truncated=0),
         sampler=build_sampler(config),
         dtype="float32",
+        reference_dtype="float32",
         precision="float32",
     )
     screen = io.StringIO()

@@ -19,6 +19,7 @@ from pilaf_ray.pipeline.controller import STOPPED
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.stopping import StopRequestedError, StopRequests
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
+from pilaf_ray.run_guards import RunGuards
 from pilaf_ray.run_restoring import RestoredRun
 from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.training_run import TrainingRun
@@ -202,6 +203,7 @@ def training_run(tmp_path: Path, checkpoints: FakeCheckpoints) -> tuple[Training
     run._config = load_config(CONFIG, [])
     run._folder = SimpleNamespace(path=tmp_path)  # type: ignore[assignment]
     run._checkpoints = checkpoints  # type: ignore[assignment]
+    run._guards, run._pause = RunGuards(run._config, tell=lambda _alarm: None), ""
     run._journal = SimpleNamespace(  # type: ignore[assignment]
         event=lambda name, **_: events.append(name), phase=lambda _text: None, training=nullcontext
     )
