@@ -70,7 +70,7 @@ def test_pause_saves_ends_and_says_why(tmp_path: Path) -> None:
     assert (run.error, run.ended_by, run.steps) == (None, message, [1, 2, 3])
     assert run.terminal[-1] == f"stopped after step 3: {message}; continue with --resume"
     assert run.events("training ended")[-1]["by"] == message
-    assert run.checkpoints[-1] == "step-00000003", "not of a step that is due"
+    assert run.checkpoints[-1] == "step-000003", "not of a step that is due"
     again = train(tmp_path / "run", {4: [9.0]}, spike("pause"), resume=True)
     assert (again.error, again.ended_by, again.steps) == (None, "run.max_steps", [1, 2, 3, 4])
     assert again.learner.loaded == [3]
@@ -107,7 +107,7 @@ def test_stop_is_an_error_and_its_alert_is_not_lost(tmp_path: Path) -> None:
     assert told == [
         {"run": "run", "event": "guard", "guard": "loss_spike", "policy": "stop", "step": 3, "message": message}
     ]
-    assert run.checkpoints == ["step-00000002"]
+    assert run.checkpoints == ["step-000002"]
 
 
 def test_guards_know_the_steps_before_a_resumption_and_people_hear_of_a_restart(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_pauses_the_run_unsaved(tmp_path: Path) -> None
     message = "step 4: nan (guards.non_finite.policy: pause)"
     assert (run.error, run.ended_by, run.steps) == (None, message, [1, 2, 3])
     assert run.terminal[-1] == f"stopped after step 3: {message}; continue with --resume"
-    assert run.checkpoints == ["step-00000002"]
+    assert run.checkpoints == ["step-000002"]
     again = train(tmp_path / "run", {}, pause, resume=True)
     assert (again.error, again.ended_by, again.steps) == (None, "run.max_steps", [1, 2, 3, 4])
     assert batches(again, 4) == batches(run, 4), "nothing was set aside"
