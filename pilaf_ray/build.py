@@ -335,6 +335,7 @@ def supervision_policy(config: RunConfig) -> SupervisionPolicy:
         longest_pause=settings.longest_pause_seconds,
         heartbeat_every=settings.heartbeat_every_seconds,
         heartbeat_seconds=settings.heartbeat_seconds,
+        stuck_seconds=settings.stuck_seconds,
     )
 
 

@@ -33,11 +33,14 @@ from pilaf_ray.observability.sinks import EventLog, JsonlSink
 from pilaf_ray.observability.spans import Spans
 from pilaf_ray.observability.tensorboard_sink import FOLDER, TensorBoardSink
 from pilaf_ray.observability.wandb_sink import WandbSink
-from pilaf_ray.pipeline.guards import Alarm
+from pilaf_ray.pipeline.guards import Alarm, StepClock
 from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.store.records import ENDED, LedgerCounts
 from pilaf_ray.types import PairState, RoleUsage
+
+LOOK_SECONDS = 2.0
+"""Between two looks whether steps still come."""
 
 
 class RunJournal:
@@ -77,6 +80,7 @@ class RunJournal:
         self._tensorboard = TensorBoardSink(folder.path / FOLDER) if config.logging.tensorboard else None
         self._prometheus = PrometheusSink(config.run.name, folder.path.parent) if config.logging.prometheus else None
         self._webhook = Webhook(config.guards.webhook, run=config.run.name)
+        self._steps = StepClock(config.guards.no_step_minutes)
         self.evaluations = KeptEvaluations(folder.path / "evaluations")
         self.spans = Spans()
         self._activity = RoleActivity(roles, others=others)
@@ -99,14 +103,23 @@ class RunJournal:
     @asynccontextmanager
     async def kept_status(self) -> AsyncIterator[None]:
         """Keep the status file while the block runs; Prometheus is told of the run no longer than that."""
+        looking = asyncio.create_task(self._look_for_steps(), name="alarm without steps")
         try:
             async with kept_status(
                 self._folder.path, phase=lambda: self._view.current_phase, roles=self._activity.states
             ):
                 yield
         finally:
+            looking.cancel()
             if self._prometheus is not None:
                 self._prometheus.close()
+
+    async def _look_for_steps(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            alarm = self._steps.look()
+            if alarm is not None:
+                self.alarm(alarm)
 
     def on_terminal(self) -> AbstractContextManager[object]:
         """Show the run on the terminal while the block runs."""
@@ -116,8 +129,10 @@ class RunJournal:
     def training(self) -> Iterator[None]:
         """Count the enclosed work as training, and the roles' share in it."""
         self._activity.begin()
+        self._steps.begin()
         with self.spans.measure("training"):
             yield
+        self._steps.end()
         self._training_seconds, self._utilization = self._activity.seconds, self._activity.utilization()
 
     def begin_steps(self) -> None:
@@ -130,6 +145,8 @@ class RunJournal:
 
     def step(self, report: StepReport) -> dict[str, Any]:
         """Write a step's metrics everywhere; returns them."""
+        if self._steps.stepped(report.result.step):
+            self.phase("training")
         metrics = step_metrics(report) | busy_metrics(self._shares.since_last())
         self._metrics.write(metrics)
         self._wandb.write(metrics)

@@ -137,10 +137,6 @@ class RoleLauncher:
     def _supervised(self) -> dict[str, Any]:
         return {"call_seconds": self._call_seconds, "policy": self._policy, "report": self._report}
 
-    @property
-    def _watched(self) -> dict[str, Any]:
-        return {"call_seconds": self._call_seconds, "policy": self._policy}
-
     async def generators(self, arguments: dict[str, Any], *, replicas: int, resources: RoleResources) -> GeneratorPool:
         """Start ``replicas`` generators; later ones reserve for themselves what these have."""
         spawn = self._spawner(GeneratorActor, "generator", resources, arguments, concurrency=1000)
@@ -193,7 +189,7 @@ class RoleLauncher:
         start = self._starter(LearnerActor, "learner", ranks, resources, arguments, publisher)
         turns = self._turns
         if turns is None:
-            return LearnerGroup(await start(), start=start, **self._watched)
+            return LearnerGroup(await start(), start=start, **self._supervised)
 
         async def start_in_turn() -> Sequence[Any]:
             turns.lost("learner")
@@ -203,13 +199,13 @@ class RoleLauncher:
                 return actors
 
         actors = await start_in_turn()
-        group = LearnerGroup(actors, start=start_in_turn, turn=partial(turns.within, "learner"), **self._watched)
+        group = LearnerGroup(actors, start=start_in_turn, turn=partial(turns.within, "learner"), **self._supervised)
         return group
 
     async def reward(self, arguments: dict[str, Any], *, ranks: int, resources: RoleResources) -> RewardGroup:
         """Start one group that trains and serves the reward model."""
         start = self._starter(RewardActor, "reward", ranks, resources, arguments)
-        return RewardGroup(await start(), start=start, **self._watched)
+        return RewardGroup(await start(), start=start, **self._supervised)
 
     def _starter(
         self, factory: Any, role: str, ranks: int, resources: RoleResources, arguments: dict[str, Any], *more: Any

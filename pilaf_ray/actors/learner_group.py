@@ -13,9 +13,10 @@ from pilaf_ray.errors import RoleLostError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.departure import Departure
-from pilaf_ray.pipeline.supervision import SupervisionPolicy, is_late
+from pilaf_ray.pipeline.supervision import ProgressWatch, Report, SupervisionPolicy, is_late, no_report
 from pilaf_ray.pipeline.turns import Turn, own_device
 from pilaf_ray.types import (
+    Heartbeat,
     LabeledPair,
     RewardScores,
     RewardStepResult,
@@ -50,13 +51,14 @@ class RankGroup:
         start: StartGroup,
         call_seconds: float,
         policy: SupervisionPolicy,
+        report: Report = no_report,
         turn: Turn = own_device,
     ) -> None:
         self._role = role
         self._actors = list(actors)
         self._start = start
         self._seconds = call_seconds
-        self._policy = policy
+        self._policy, self._report = policy, report
         self._turn = turn
         self.meter = BusyMeter()
         self._pulses: dict[int, Pulse] = {}
@@ -116,6 +118,7 @@ class RankGroup:
                     role=f"{self._role} rank {rank}",
                     seconds=self._seconds,
                     name=method,
+                    watch=self._watches[rank],
                 )
             )
             for rank, actor in enumerate(self._actors)
@@ -149,6 +152,10 @@ class RankGroup:
     def _watch_ranks(self) -> None:
         self._pulses = {}
         self._gone = Departure()
+        self._watches = [
+            ProgressWatch(f"{self._role} rank {rank}", policy=self._policy, report=self._report)
+            for rank in range(len(self._actors))
+        ]
         self._watching = [
             asyncio.create_task(self._watch(rank, actor, self._gone)) for rank, actor in enumerate(self._actors)
         ]
@@ -159,8 +166,9 @@ class RankGroup:
             await asyncio.sleep(self._policy.heartbeat_every)
             asked = time.monotonic()
             try:
-                memory = await call(actor.heartbeat.remote(), role=name, seconds=seconds)
-                self._pulses[rank] = Pulse(time=time.time(), memory_mib=memory)
+                beat: Heartbeat = await call(actor.heartbeat.remote(), role=name, seconds=seconds)
+                self._pulses[rank] = Pulse(time=time.time(), memory_mib=beat.memory_mib)
+                self._watches[rank].heard(beat)
             except RoleLostError as error:
                 unread = is_late(time.monotonic() - asked, deadline=seconds) and not isinstance(error, RoleDiedError)
                 if not unread:

@@ -4,8 +4,8 @@ The plain classes import torch, vLLM or DeepSpeed, so they are imported inside t
 actors: the driver process stays light and can run on a login node.
 
 ``heartbeat`` answers beside the work, in the concurrency group ``watch``, so that a busy role is
-not taken for a dead one; it says how much memory is in use (MiB). The generator's goes through its
-engine, which is a process of its own.
+not taken for a dead one; it says how much memory is in use, and whether the role gets on with its work, where that is
+counted (``PROGRESS.work``). The generator's goes through its engine, which is a process of its own.
 """
 
 import asyncio
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pilaf_ray.observability.logs import setup_logging
+from pilaf_ray.observability.progress import PROGRESS
 from pilaf_ray.observability.usage import resident_mib
 from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
+    Heartbeat,
     LabeledPair,
     PairPlan,
     PreferenceLabel,
@@ -61,10 +63,10 @@ class _Generator:
         await self._generator.start()
         self._processes = EngineProcesses()
 
-    async def heartbeat(self) -> float:
+    async def heartbeat(self) -> Heartbeat:
         # An engine that takes new weights answers nothing else; slowness there is for the update's own deadline.
         await (self._processes.alive() if self._updates else self._generator.heartbeat())
-        return resident_mib()
+        return PROGRESS.beat(resident_mib())
 
     async def node(self) -> str:
         """Ray's id of the node that it runs on."""
@@ -72,15 +74,20 @@ class _Generator:
         return node
 
     async def generate(self, request: GenerationRequest) -> SampledResponse:
-        return await self._generator.generate(request)
+        with PROGRESS.work("generate"):
+            return await self._generator.generate(request)
 
     async def update_weights(self, update: "WeightUpdate", deadline_seconds: float) -> None:
         # Whoever asked may go away, e.g. because the learner has died: an update that was cut off in its middle would
         # leave the engine paused for ever. It ends by itself, and the next one waits for it.
-        task = asyncio.ensure_future(self._generator.update_weights(update, deadline_seconds=deadline_seconds))
+        task = asyncio.ensure_future(self._update(update, deadline_seconds))
         self._updates += 1
         task.add_done_callback(self._updated)
         await asyncio.shield(task)
+
+    async def _update(self, update: "WeightUpdate", deadline_seconds: float) -> None:
+        with PROGRESS.excused():
+            await self._generator.update_weights(update, deadline_seconds=deadline_seconds)
 
     def _updated(self, task: "asyncio.Task[None]") -> None:
         self._updates -= 1
@@ -94,8 +101,9 @@ class _Generator:
         await self._generator.resume()
 
     async def score(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
-        logprobs: list[float] = await self._generator.score(prompt, response)
-        return logprobs
+        with PROGRESS.work("score"):
+            logprobs: list[float] = await self._generator.score(prompt, response)
+            return logprobs
 
     async def usage(self) -> RoleUsage:
         return self._generator.usage()
@@ -117,18 +125,21 @@ class _Reference:
         """Answers once the model is loaded."""
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def heartbeat(self) -> float:
-        """Answers while the process lives, with its memory in MiB."""
-        return resident_mib()
+    def heartbeat(self) -> Heartbeat:
+        """Answers while the process lives."""
+        return PROGRESS.beat(resident_mib())
 
     def score(self, pairs: Sequence[ResponsePair]) -> list[ReferenceLogprobs]:
-        return self._reference.score(pairs)
+        with PROGRESS.work("score"):
+            return self._reference.score(pairs)
 
     def score_responses(self, items: Sequence[TokenPair]) -> list[float]:
-        return self._reference.score_responses(items)
+        with PROGRESS.work("score_responses"):
+            return self._reference.score_responses(items)
 
     def score_tokens(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        return self._reference.score_tokens(items)
+        with PROGRESS.work("score_tokens"):
+            return self._reference.score_tokens(items)
 
     def usage(self) -> RoleUsage:
         return self._reference.usage()
@@ -147,15 +158,17 @@ class _Oracle:
         """Answers once the oracle is loaded."""
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    async def heartbeat(self) -> float:
-        """Answers while the process lives, with its memory in MiB."""
-        return resident_mib()
+    async def heartbeat(self) -> Heartbeat:
+        """Answers while the process lives."""
+        return PROGRESS.beat(resident_mib())
 
     async def label(self, pairs: Sequence[ResponsePair]) -> list[PreferenceLabel]:
-        return await self._oracle.label(pairs)
+        with PROGRESS.work("label"):
+            return await self._oracle.label(pairs)
 
     async def score_texts(self, prompts: list[str], responses: list[str]) -> list[float]:
-        return await self._oracle.score_texts(prompts, responses)
+        with PROGRESS.work("score_texts"):
+            return await self._oracle.score_texts(prompts, responses)
 
     async def usage(self) -> RoleUsage:
         return self._oracle.usage()
@@ -178,9 +191,9 @@ class _Rank:
         return free_address(ray.util.get_node_ip_address())
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def heartbeat(self) -> float:
-        """Answers while the process lives, with its memory in MiB."""
-        return resident_mib()
+    def heartbeat(self) -> Heartbeat:
+        """Answers while the process lives."""
+        return PROGRESS.beat(resident_mib())
 
 
 class _Reward(_Rank):
@@ -192,10 +205,12 @@ class _Reward(_Rank):
         self._learner = RewardLearner(rank=self._rank, **arguments)
 
     def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
-        return self._learner.train_step(batch)
+        with PROGRESS.work("train_step"):
+            return self._learner.train_step(batch)
 
     def score(self, items: Sequence[ScoringItem]) -> RewardScores:
-        return self._learner.score(items)
+        with PROGRESS.work("score"):
+            return self._learner.score(items)
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
@@ -222,10 +237,12 @@ class _Learner(_Rank):
         self._publisher = make_publisher(host=host, **publisher) if self._rank == 0 else None
 
     def train_step(self, step: int, batch: Sequence[LabeledPair]) -> StepResult:
-        return self._learner.train_step(step, batch)
+        with PROGRESS.work("train_step"):
+            return self._learner.train_step(step, batch)
 
     def train_rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
-        return self._learner.train_rollouts(step, groups)
+        with PROGRESS.work("train_rollouts"):
+            return self._learner.train_rollouts(step, groups)
 
     def publish(self, version: int) -> "WeightUpdate | None":
         """Push; every rank walks the parameters in lockstep, rank 0 alone sends them."""
@@ -248,8 +265,9 @@ class _Learner(_Rank):
         self._learner.resume()
 
     def policy_logprobs(self, items: Sequence[TokenPair]) -> list[list[float]]:
-        logprobs: list[list[float]] = self._learner.policy_logprobs(items)
-        return logprobs
+        with PROGRESS.work("policy_logprobs"):
+            logprobs: list[list[float]] = self._learner.policy_logprobs(items)
+            return logprobs
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
@@ -274,9 +292,9 @@ class _Store:
         """Answers once the ledger is open."""
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def heartbeat(self) -> float:
-        """Answers while the process lives, with its memory in MiB."""
-        return resident_mib()
+    def heartbeat(self) -> Heartbeat:
+        """Answers while the process lives."""
+        return PROGRESS.beat(resident_mib())
 
     def add_plans(self, plans: Sequence[PairPlan]) -> None:
         self._ledger.add_plans(plans)

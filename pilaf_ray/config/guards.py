@@ -29,5 +29,7 @@ class GuardsSection(Section):
     """limit: how far the mean of reward/policy over the window lies below the best one, on the oracle's scale."""
     length_explosion: GuardConfig = GuardConfig()
     """limit: mean of response/tokens over the window as a multiple of the first window's."""
+    no_step_minutes: float | None = Field(default=60.0, gt=0)
+    """An alarm, and nothing else, where training has made no step for so long, whatever it waits for; null: none."""
     webhook: str | None = None
     """URL that gets a JSON object {run, guard, policy, step, message} of each alarm by POST."""

@@ -66,7 +66,7 @@ class PipelineSection(Section):
     fail_fast: bool = False
     """A pair that the generator refuses, or answers without a token, ends the run; else it is rejected and replaced."""
     call_seconds: float = Field(default=600.0, gt=0)
-    """Deadline of a call to any role."""
+    """Deadline of a call to any role, from its start or from when the role last got on with its work."""
 
 
 class WeightsSection(Section):

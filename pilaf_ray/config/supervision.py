@@ -18,5 +18,7 @@ class SupervisionSection(Section):
     """Between two questions to each role whether it lives."""
     heartbeat_seconds: float = Field(default=60.0, gt=0)
     """A role that answers none for so long is stopped or stuck, not slow: it is replaced."""
+    stuck_seconds: float = Field(default=300.0, gt=0)
+    """A role that answers but gets no further with its work for so long is stuck, not slow: it is replaced."""
     oracle_outage_seconds: float = Field(default=300.0, ge=0)
     """How long an oracle may be out of reach before the run ends; sampling goes on up to the staleness bound."""

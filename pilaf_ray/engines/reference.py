@@ -8,6 +8,7 @@ from pilaf_ray.data.collate import SequenceBatch, collate, micro_batches
 from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.scoring import ScoringModel, load_network, sum_by_sequence
 from pilaf_ray.engines.shared_prompt import shares_prompts
+from pilaf_ray.observability.progress import PROGRESS
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.types import ReferenceLogprobs, ResponsePair, RoleUsage, TokenPair
 
@@ -66,6 +67,7 @@ class ReferenceModel:
                 logprobs = self._model(batch)
                 for row, place in enumerate(group):
                     scores[place] = logprobs[batch.token_sequence == row].tolist()
+                PROGRESS.advance()
         return scores
 
     @torch.no_grad()
@@ -74,6 +76,7 @@ class ReferenceModel:
         batch = batch.to(self._device)
         for place, total in zip(places, sum_by_sequence(self._model(batch), batch).tolist(), strict=True):
             sums[place] = total
+        PROGRESS.advance()
 
     def usage(self) -> RoleUsage:
         """Busy time and peak memory."""

@@ -17,6 +17,7 @@ from pilaf_ray.engines.parked_states import ParkedStates
 from pilaf_ray.engines.scoring import write_hf_folder
 from pilaf_ray.engines.shared_prompt import shares_prompts
 from pilaf_ray.errors import CheckpointError
+from pilaf_ray.observability.progress import PROGRESS
 
 # DeepSpeed divides by the number of accumulation steps; any number above 1 selects its accumulating code
 # path, and the boundary is set by hand because the number of micro-batches differs from step to step.
@@ -75,6 +76,7 @@ class TrainingEngine(ABC):
         """The model's forward; without gradients unless :meth:`train` was called."""
         assert not self._parked.is_away, "it is another role's turn"
         output: Tensor = self._engine(*arguments)
+        PROGRESS.advance()
         return output
 
     @abstractmethod
@@ -121,6 +123,7 @@ class TrainingEngine(ABC):
         """Add a micro-batch's share of the loss of the whole batch; ``last`` before :meth:`step`."""
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * (self.world_size * _ACCUMULATION))
+        PROGRESS.advance()
 
     def step(self) -> Tensor:
         """Update the weights; returns the gradient's norm before clipping.
@@ -129,6 +132,7 @@ class TrainingEngine(ABC):
         when the caller refuses: call :meth:`all_finite` and raise.
         """
         norm = self._step()
+        PROGRESS.advance()
         if self.device.type == "cpu":
             give_back()
         return norm
@@ -204,6 +208,7 @@ class TrainingEngine(ABC):
         """A block in which ``parameters`` are not divided among ranks."""
         import deepspeed
 
+        PROGRESS.advance()
         return deepspeed.zero.GatheredParameters(list(parameters), enabled=hasattr(parameters[0], "ds_id"))
 
     def save(self, folder: Path, *, state: Mapping[str, Any] | None = None) -> None:

@@ -70,7 +70,7 @@ class LiveView:
     def phase(self, text: str) -> None:
         """Say what the run as a whole is doing."""
         self._phase = text
-        if text == "training":
+        if text == "training" and self._training_since is None:
             self._training_since = time.monotonic()
         if not self._console.is_terminal:
             self._console.print(f"[{time.monotonic() - self._started:5.0f} s] {text}", markup=False)

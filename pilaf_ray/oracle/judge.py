@@ -19,6 +19,7 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from pilaf_ray.errors import ConfigError, OracleError, OracleUnavailableError
+from pilaf_ray.observability.progress import PROGRESS
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.types import PreferenceLabel, ResponsePair, RoleUsage
 
@@ -134,8 +135,10 @@ class JudgeOracle:
         return text
 
     async def _pay(self, key: str, question: str) -> str:
+        # Each attempt has a deadline of its own, and their number is bounded.
         async with self._slots:
-            reply = await self._call(question)
+            with PROGRESS.excused():
+                reply = await self._call(question)
         text = reply.choices[0].message.content or ""
         self.cost.calls += 1
         if reply.usage is not None:

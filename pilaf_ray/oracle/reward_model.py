@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pilaf_ray.errors import ModelError
+from pilaf_ray.observability.progress import PROGRESS
 from pilaf_ray.observability.usage import UsageClock
 from pilaf_ray.oracle.label_rules import LabelRule
 from pilaf_ray.types import PreferenceLabel, ResponsePair, RoleUsage
@@ -83,6 +84,7 @@ class RewardModelOracle:
                 ).to(self._device)
                 for index, value in zip(chosen, self._model(**inputs).logits[:, 0].tolist(), strict=True):
                     rewards[index] = float(value)
+                PROGRESS.advance()
         return rewards
 
     def _render(self, prompt: str, response: str) -> str:

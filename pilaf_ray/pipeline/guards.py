@@ -1,6 +1,7 @@
 """Does the run still learn? Limits on its metrics, and what is done when one is passed. Pure."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -99,6 +100,46 @@ class NumericGuards:
         sums = list(accumulate(values, initial=0.0))
         best = max(sums[end] - sums[end - rule.window] for end in range(rule.window, len(sums))) / rule.window
         return best - now
+
+
+class StepClock:
+    """Whether steps still come, whatever it is that the run waits for.
+
+    Args:
+        minutes: without a step, after which :meth:`look` raises the alarm; None for never.
+    """
+
+    def __init__(self, minutes: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._minutes, self._clock = minutes, clock
+        self._since: float | None = None
+        self._alarmed = False
+        self._step = 0
+
+    def begin(self) -> None:
+        """From now on steps are expected."""
+        self._since, self._alarmed = self._clock(), False
+
+    def end(self) -> None:
+        """No more steps are expected."""
+        self._since = None
+
+    def stepped(self, step: int) -> bool:
+        """A step is done; returns whether the alarm was raised before it."""
+        alarmed = self._alarmed
+        self._step = step
+        self.begin()
+        return alarmed
+
+    def look(self) -> Alarm | None:
+        """The alarm, once for each time without a step that is too long."""
+        if self._since is None or self._minutes is None or self._alarmed:
+            return None
+        passed = (self._clock() - self._since) / 60
+        if passed <= self._minutes:
+            return None
+        self._alarmed = True
+        message = f"no step for {passed:.3g} minutes; guards.no_step_minutes is {self._minutes:g} (policy: warn)"
+        return Alarm(guard="no_step", policy="warn", step=self._step, message=message)
 
 
 def _describe(rule: GuardRule, step: int, value: float, measured: float) -> str:

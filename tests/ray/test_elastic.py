@@ -20,7 +20,7 @@ from pilaf_ray.actors.placement import Reservations, cluster_nodes
 from pilaf_ray.pipeline.node_following import NodeFollower
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
-from pilaf_ray.types import GenerationRequest
+from pilaf_ray.types import GenerationRequest, Heartbeat
 
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=30.0)
 
@@ -48,8 +48,8 @@ class HeldGenerator:
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def heartbeat(self) -> float:
-        return 0.0
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(memory_mib=1.0)
 
     def generate(self, request: GenerationRequest) -> str:
         (self._folder / f"asked-{request.pair_id}-{os.getpid()}").touch()

@@ -24,7 +24,7 @@ from pilaf_ray.actors.roles import _Generator
 from pilaf_ray.actors.weights import GeneratorUpdates, PublishedWeights, make_weight_sync
 from pilaf_ray.errors import OracleUnavailableError, PlacementError, PoisonPairError, RoleLostError, WeightSyncError
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
-from pilaf_ray.types import GenerationRequest, PairState, ResponsePair
+from pilaf_ray.types import GenerationRequest, Heartbeat, PairState, ResponsePair
 
 NOTHING = RoleResources(num_cpus=0.0, num_gpus=0.0, threads=1)
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=3.0)
@@ -155,8 +155,8 @@ class _FakeGenerator:
     def __init__(self) -> None:
         self._version = 0
 
-    def heartbeat(self) -> float:
-        return 1.0
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(memory_mib=1.0)
 
     def pull(self, version: int) -> None:
         self._version = version
@@ -259,8 +259,8 @@ class _Updatable:
         self._transport = transport
         self._version = 0
 
-    def heartbeat(self) -> float:
-        return 1.0
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(memory_mib=1.0)
 
     def update_weights(self, ticket: Ticket, _deadline_seconds: float) -> None:
         if ticket.transport != self._transport:
@@ -451,7 +451,7 @@ async def test_an_update_that_nobody_waits_for_any_more_comes_to_its_end() -> No
     await asyncio.sleep(0)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
-    assert await generator.heartbeat() > 0, "the process is looked at, not the engine"
+    assert (await generator.heartbeat()).memory_mib > 0, "the process is looked at, not the engine"
     engine.may_load.set()
     while generator._updates:
         await asyncio.sleep(0)
@@ -464,8 +464,8 @@ class _Rank:
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
-    def heartbeat(self) -> float:
-        return 1.0
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(memory_mib=1.0)
 
     def pid(self) -> int:
         return os.getpid()

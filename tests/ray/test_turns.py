@@ -14,6 +14,7 @@ from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.errors import RoleLostError
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.pipeline.turns import TurnTaking
+from pilaf_ray.types import Heartbeat
 
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=30.0)
 
@@ -61,8 +62,8 @@ class Worker:
     async def start(self) -> None:
         await self._device.take.remote(self._role, self._name)
 
-    async def heartbeat(self) -> float:
-        return 0.0
+    async def heartbeat(self) -> Heartbeat:
+        return Heartbeat(memory_mib=1.0)
 
     async def rest(self) -> None:
         await self._device.leave.remote(self._name)

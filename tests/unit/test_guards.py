@@ -10,7 +10,7 @@ import pytest
 from pilaf_ray.build import guard_rules
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.observability.alerts import Webhook
-from pilaf_ray.pipeline.guards import Alarm, GuardRule, Measure, NumericGuards
+from pilaf_ray.pipeline.guards import Alarm, GuardRule, Measure, NumericGuards, StepClock
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
@@ -94,3 +94,28 @@ def test_configured_guards_become_rules() -> None:
         rule(Measure.TIMES_MEDIAN, 5.0, 10, name="loss_spike", key="loss"),
         rule(Measure.MEAN, 30.0, 4, name="kl_runaway", key="kl/policy", policy="rollback"),
     ]
+
+
+def test_the_alarm_without_steps_comes_once_and_only_while_steps_are_expected() -> None:
+    now = 0.0
+    steps = StepClock(10.0, clock=lambda: now)
+    raised = []
+    for now, happens in [
+        *((0, None), (5000, None)),  # models load
+        *((5000, "begin"), (5600, None), (5601, None), (9000, None)),  # ten minutes are no alarm, a second more is
+        *((9000, 1), (9300, 2), (9899, None), (9901, None)),  # step 2 is ten minutes old
+        *((9902, "end"), (20000, None)),
+    ]:
+        if happens == "begin":
+            steps.begin()
+        elif happens == "end":
+            steps.end()
+        elif isinstance(happens, int):
+            assert steps.stepped(happens) == (happens == 1), "the first step ends the alarm"
+        alarm = steps.look()
+        raised += [(now, alarm.step, alarm.policy)] if alarm else []
+    assert raised == [(5601, 0, "warn"), (9901, 2, "warn")]
+    silent = StepClock(None, clock=lambda: now)
+    silent.begin()
+    now = 1e9
+    assert silent.look() is None
