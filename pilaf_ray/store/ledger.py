@@ -236,13 +236,15 @@ class PreferenceLedger:
             window_pairs, held_out: as for :meth:`reward_window`; 0 pairs without a reward model.
         """
         with self._database.writing() as connection:
-            dropped, self._compacted_below = compaction.drop_answers(
+            dropped, looked_at = compaction.drop_answers(
                 connection,
                 through_step=through_step,
                 since=self._compacted_below,
                 window_pairs=window_pairs,
                 held_out=held_out,
             )
+        # Once it is committed: what a full disk has undone is tried again.
+        self._compacted_below = looked_at
         return dropped
 
     def next_plan_index(self) -> int:

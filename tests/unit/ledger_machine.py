@@ -21,17 +21,21 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pairs import label, pair, plan, reference
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from pilaf_ray.errors import LedgerError
+from pilaf_ray.sampling.identity import is_held_out
 from pilaf_ray.store.labels import effective_votes
 from pilaf_ray.store.ledger import PreferenceLedger
-from pilaf_ray.store.records import Vote
+from pilaf_ray.store.records import HUMAN, Vote
+from pilaf_ray.store.tables import responses, reward_uses
 from pilaf_ray.types import PairState
 
 PLANNED, SAMPLED, LABELED, TRAINED = PairState.PLANNED, PairState.SAMPLED, PairState.LABELED, PairState.TRAINED
 ABSTAINED, REJECTED, EXPIRED = PairState.ABSTAINED, PairState.REJECTED, PairState.EXPIRED
 PEOPLE = ("ada", "bob", "eve")
+HELD_OUT = 0.7
+"""The share that the reward model does not train on; it falls on pair-2, pair-3 and pair-7 of the first eight."""
 
 
 class KilledError(Exception):
@@ -88,6 +92,7 @@ class ModelPair:
     version: int | None = None
     step: int | None = None
     verdict: tuple[float | None, str] | None = None
+    answers: bool = False
 
 
 @dataclass
@@ -121,6 +126,10 @@ class Model:
     pairs: dict[str, ModelPair] = field(default_factory=dict)
     events: list[ModelEvent] = field(default_factory=list)
     leases: dict[int, ModelLease] = field(default_factory=dict)
+    uses: dict[int, Counter[str]] = field(default_factory=dict)
+    """What the reward model was trained on, by step."""
+    compacted: int = 0
+    """So many pairs the writer that lives has looked at and will not look at again."""
 
     def move(self, names: list[str], source: PairState, target: PairState, passed: set[PairState]) -> list[ModelPair]:
         """The pairs that take an arrow; all or none."""
@@ -150,7 +159,7 @@ class Model:
 
     def sample(self, names: list[str], version: int) -> None:
         for item in self.move(names, PLANNED, SAMPLED, {LABELED, TRAINED, ABSTAINED, EXPIRED}):
-            item.version = version
+            item.version, item.answers = version, True
 
     def label(self, names: list[str], probability: float | None, source: str) -> None:
         target = ABSTAINED if probability is None else LABELED
@@ -181,6 +190,9 @@ class Model:
             self.void([name])
 
     def roll_back(self, step: int) -> None:
+        if any(p.step is not None and p.step > step and not p.answers for p in self.pairs.values()):
+            raise Refused
+        self.uses = {at: used for at, used in self.uses.items() if at <= step}
         for item in self.pairs.values():
             if item.step is not None and item.step > step:
                 item.state, item.step = LABELED, None
@@ -196,6 +208,35 @@ class Model:
             if newer and item.state in (SAMPLED, LABELED, ABSTAINED) and not by_people:
                 self.pairs[name] = ModelPair(sampling=item.sampling + 1)
                 self.void([name])
+
+    def use(self, step: int, names: list[str]) -> None:
+        self.uses[step] = Counter(names)
+
+    def window(self, size: int, through: int | None = None) -> list[str]:
+        """The newest trained pairs that are not held out, and no later than the step ``through``."""
+        trained = [n for n, p in self.pairs.items() if p.step is not None and (through is None or p.step <= through)]
+        return [name for name in trained if not is_held_out(name, HELD_OUT)][-size:] if size else []
+
+    def compact(self, through: int, size: int) -> int:
+        """From the left, as far as everything is finished and out of the window that ``through`` goes on with."""
+        window = self.window(size, through)
+        trained = [name for name, item in self.pairs.items() if item.step is not None and item.step <= through]
+        # A window that is not full begins with the oldest pair that was trained on.
+        begins = (window if len(window) == size else trained)[:1] if size else []
+        dropped = 0
+        for place, (name, item) in enumerate(self.pairs.items()):
+            ended = item.state in (ABSTAINED, REJECTED, EXPIRED) and (item.version or 0) <= through
+            if name in begins:
+                break
+            if place < self.compacted:
+                continue
+            if not (ended or name in trained):
+                break
+            self.compacted = place + 1
+            by_people = any(e.name == name and (e.source == HUMAN or e.annotator) for e in self.events)
+            if item.answers and not by_people:
+                item.answers, dropped = False, dropped + 1
+        return dropped
 
     def known(self, key: str, name: str, annotator: str) -> bool:
         for e in self.events:
@@ -294,11 +335,18 @@ class LedgerMachine(RuleBasedStateMachine):
             with self._killing(kill_at) as killed:
                 on_ledger()
             if killed:
-                self.ledger = self.backend.after_kill(self.ledger, self.clock)
+                self.reopen()
                 self.agrees()
+                after = copy.deepcopy(self.model)
+                on_model(after)
         answer = on_ledger()
         self.model = after
         return answer
+
+    def reopen(self) -> None:
+        """Another writer, after a kill."""
+        self.ledger = self.backend.after_kill(self.ledger, self.clock)
+        self.model.compacted = 0
 
     @contextmanager
     def _killing(self, kill_at: int) -> Iterator[list[bool]]:
@@ -398,6 +446,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def resume(self, version: int, kill: int | None) -> None:
         self.do(lambda: self.ledger.reset_after(version), lambda m: m.reset(version), kill)
 
+    # Reward model and compaction.
+
+    @rule(data=st.data(), step=st.integers(1, 3), kill=cut)
+    def use_for_rewards(self, data: st.DataObject, step: int, kill: int | None) -> None:
+        """Some pairs, several times in one step."""
+        names = data.draw(st.lists(st.sampled_from(list(self.model.pairs)), max_size=5))
+        self.do(lambda: self.ledger.record_reward_uses(step, names), lambda m: m.use(step, names), kill)
+
+    @rule(through=st.integers(0, 3), window=st.integers(0, 2), kill=cut)
+    def compact(self, through: int, window: int, kill: int | None) -> None:
+        before = sum(p.answers for p in self.model.pairs.values())
+        dropped = self.do(
+            lambda: self.ledger.compact(through, window, HELD_OUT), lambda m: m.compact(through, window), kill
+        )
+        left = sum(p.answers for p in self.model.pairs.values())
+        # A call that was too short to be killed in was sent twice.
+        assert dropped == before - left or (kill is not None and dropped == 0)
+
     # People.
 
     @rule(data=st.data(), who=st.sampled_from(PEOPLE), probability=st.sampled_from([0.1, 0.9, None]), kill=cut)
@@ -454,7 +520,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self._killing(kill_at) as killed:
             granted = self.ledger.leases.lease(who, seconds=60)
         if killed:
-            self.ledger = self.backend.after_kill(self.ledger, self.clock)
+            self.reopen()
         else:
             for given in granted:
                 item = self.model.pairs[given.pair_id]
@@ -515,10 +581,30 @@ class LedgerMachine(RuleBasedStateMachine):
         ]
         for name in model.pairs:
             self.same_labels(name)
+        self.same_rewards()
         is_open = [x for x in model.leases.values() if model.is_open(x)]
         assert Counter((x.pair_id, x.holder, x.deadline, x.renewals) for x in ledger.leases.open()) == Counter(
             (x.name, x.holder, round(x.deadline * 1000), x.renewals) for x in is_open
         )
+
+    def same_rewards(self) -> None:
+        """Answers are there until they are dropped, uses are counted once, and the replay window has both."""
+        model, names = self.model, list(self.model.pairs)
+        with self.ledger._database.reading() as connection:
+            held = set(connection.scalars(select(responses.c.plan_index)))
+            uses = connection.execute(select(reward_uses)).all()
+        assert {names[index] for index in held} == {n for n, p in model.pairs.items() if p.answers}
+        assert Counter({(u.step, names[u.plan_index]): u.uses for u in uses}) == Counter(
+            {(step, n): count for step, used in model.uses.items() for n, count in used.items()}
+        )
+        window = model.window(2)
+        if not all(model.pairs[name].answers for name in window):
+            with pytest.raises(LedgerError, match="were dropped"):
+                self.ledger.reward_window(2, HELD_OUT)
+            return
+        total = sum(model.uses.values(), Counter[str]())
+        found = self.ledger.reward_window(2, HELD_OUT)
+        assert [(item.pair_id, count) for item, count in found] == [(name, total[name]) for name in window]
 
     def same_labels(self, name: str) -> None:
         """No label is lost, doubled, moved or unmarked."""

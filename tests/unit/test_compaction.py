@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pairs import label, pair, plan, reference
+from sqlalchemy import event
 from typer.testing import CliRunner
 
 from pilaf_ray.cli import app
@@ -76,6 +77,21 @@ def test_later_calls_go_on_where_the_last_one_ended_also_in_a_new_writer(ledger:
     again = PreferenceLedger(url)
     assert [again.compact(step, 0, 0.0) for step in (5, 6)] == [0, 2]
     again.close()
+
+
+def test_what_could_not_be_committed_is_tried_again(ledger: PreferenceLedger, url: str) -> None:
+    class FullError(Exception):
+        """No room on the disk."""
+
+    def full(*_: object) -> None:
+        raise FullError
+
+    event.listen(ledger._database._engine, "commit", full)
+    with pytest.raises(FullError):
+        ledger.compact(4, 0, 0.0)
+    event.remove(ledger._database._engine, "commit", full)
+    assert with_answers(url) == [*range(21)]
+    assert ledger.compact(4, 0, 0.0) == 8
 
 
 def test_going_back_behind_what_was_dropped_is_refused_and_changes_nothing(ledger: PreferenceLedger, url: str) -> None:
