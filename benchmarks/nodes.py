@@ -8,7 +8,7 @@ ZeRO-3 learner has one rank on each of two others.
 must rebuild its learner there. ``--fault partition --seconds 20``: that node's cable is drawn and put back after so
 long, with a spare node standing by; what is cut off lives on and comes back. ``--fault drain``: generators follow the
 cluster's nodes; one comes, and is drained as if it were preempted while its generator has work. Each time the run must
-end, with books that add up.
+end, with books that add up; a console's page that another node cannot fetch is an error, too.
 """
 
 import json
@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +28,9 @@ import typer
 from benchmarks.chaos_books import Books, read_books
 from benchmarks.chaos_job import ROOT, leave_nothing_behind
 from benchmarks.node_spaces import ENVIRONMENT, HEAD, PORT, Node, bridge
+
+BATCH_PAIRS = 4
+"""Of a step of ``configs/tiny.yaml``."""
 
 
 class NodesRun:
@@ -80,6 +83,10 @@ class NodesRun:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+CONSOLE_TITLE = "Enter · nodes"
+"""Of the page that the console shows to whoever has no token."""
+
+
 class Fault(StrEnum):
     """What happens to a learner's node, or to a generator's."""
 
@@ -88,24 +95,25 @@ class Fault(StrEnum):
     DRAIN = "drain"
 
 
-def lose(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
+def lose(run: NodesRun, nodes: list[Node], *, patience: float) -> dict[str, Any]:
     """Kill the last node for good; another one joins. Returns what is to be told."""
     head, lost = nodes[0], nodes[-1]
     asked = lost.command("curl", "-s", f"http://{head.address}:8321/enter")
-    page = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    # Without an answer the page is empty, which is told with the rest.
+    page = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     moment, killed = time.time(), lost.kill()
     spare = Node(len(nodes))
     nodes.append(spare)
     spare.start(pool="learner", cpus=1)
-    run.wait(lambda: run.events("learner rebuilt"), 300)
+    run.wait(lambda: run.events("learner rebuilt"), patience)
     return {
-        "console_from_another_node": re.findall("<title>(.*)</title>", page),
+        "console_from_another_node": titles(page),
         "processes_killed_with_their_node": killed,
         "seconds_until_the_learner_was_rebuilt": round(run.events("learner rebuilt")[0]["time"] - moment, 1),
     }
 
 
-def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, Any]:
+def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float, patience: float) -> dict[str, Any]:
     """Cut a node with a rank off for ``seconds``, while a spare one stands by. Returns what is to be told."""
     lost = next(node for node in reversed(nodes[1:]) if node.hosts("ray::_Learner"))
     before, steps, moment = len(lost.pids()), max(run.steps()), time.time()
@@ -117,7 +125,7 @@ def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, An
     finally:
         lost.heal()
     healed, steps = time.time(), max(run.steps())
-    run.wait(lambda: max(run.steps()) > steps or run.process.poll() is not None, 300)
+    run.wait(lambda: max(run.steps()) > steps or run.process.poll() is not None, patience)
     rebuilt = run.events("learner rebuilt")
     return {
         "seconds_cut": round(healed - moment, 1),
@@ -128,24 +136,24 @@ def cut_off(run: NodesRun, nodes: list[Node], *, seconds: float) -> dict[str, An
     }
 
 
-def come_and_go(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
+def come_and_go(run: NodesRun, nodes: list[Node], *, patience: float) -> dict[str, Any]:
     """Let a node for a generator join, drain it once that one samples, then end it. Returns what is to be told."""
     new = Node(len(nodes))
     nodes.append(new)
     moment = time.time()
     new.start(pool="generator", cpus=1)
-    run.wait(lambda: run.events("replica added"), 300)
+    run.wait(lambda: run.events("replica added"), patience)
     joined, steps = time.time(), max(run.steps())
     # Beyond those steps whose pairs were sampled before it came.
-    run.wait(lambda: max(run.steps()) >= steps + 3, 300)
+    run.wait(lambda: max(run.steps()) >= steps + 3, patience)
     hosted = new.hosts("ray::_Generator")
     drained = time.time()
     _drain(nodes[0], new)
-    run.wait(lambda: run.events("replica removed"), 120)
+    run.wait(lambda: run.events("replica removed"), patience)
     left = time.time()
     steps = max(run.steps())
     new.kill()
-    run.wait(lambda: max(run.steps()) > steps, 120)
+    run.wait(lambda: max(run.steps()) > steps, patience)
     run.process.terminate()
     return {
         "seconds_from_the_node_to_its_generator": round(joined - moment, 1),
@@ -153,6 +161,11 @@ def come_and_go(run: NodesRun, nodes: list[Node]) -> dict[str, Any]:
         "seconds_from_the_notice_to_its_leave": round(left - drained, 1),
         "responses_handed_back": run.events("replica removed")[0]["handed_back"],
     }
+
+
+def titles(page: str) -> list[str]:
+    """Of an HTML page: one, if it is one."""
+    return re.findall("<title>(.*)</title>", page)
 
 
 def _drain(head: Node, node: Node) -> None:
@@ -163,6 +176,13 @@ def _drain(head: Node, node: Node) -> None:
     subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, check=True)
 
 
+def exit_code(told: Mapping[str, Any], books: Books, *, steps: int) -> int:
+    """1 where the run failed, its books are not of ``steps`` steps, or another node could not read the console."""
+    console = told.get("console_from_another_node", [CONSOLE_TITLE])
+    right = Books(steps=steps, trained=BATCH_PAIRS * steps)
+    return int(told["exit_code"] != 0 or books != right or console != [CONSOLE_TITLE])
+
+
 def main(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs"),
     steps: Annotated[
@@ -170,6 +190,9 @@ def main(
     ] = 10,
     fault: Annotated[Fault, typer.Option(help="What happens to a learner's node.")] = Fault.LOSS,
     seconds: Annotated[float, typer.Option(min=1.0, help="How long a partition lasts.")] = 20.0,
+    patience: Annotated[
+        float, typer.Option(min=1.0, help="Seconds for each thing that is waited for after the fault.")
+    ] = 300.0,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
 ) -> None:
     """Lose a node or cut it off, and print what became of the run as JSON; exit code 1 if anything is wrong."""
@@ -188,16 +211,16 @@ def main(
             run.wait(lambda: len(run.steps()) >= 3, 600)
             before = max(run.steps())
             found = {
-                Fault.LOSS: lambda: lose(run, nodes),
-                Fault.PARTITION: lambda: cut_off(run, nodes, seconds=seconds),
-                Fault.DRAIN: lambda: come_and_go(run, nodes),
+                Fault.LOSS: lambda: lose(run, nodes, patience=patience),
+                Fault.PARTITION: lambda: cut_off(run, nodes, seconds=seconds, patience=patience),
+                Fault.DRAIN: lambda: come_and_go(run, nodes, patience=patience),
             }[fault]()
-            code = run.process.wait(300)
+            code = run.process.wait(patience)
             if fault is Fault.DRAIN:
                 steps = len(run.steps())
         finally:
             run.process.terminate()
-        books = read_books(run, batch_pairs=4)
+        books = read_books(run, batch_pairs=BATCH_PAIRS)
         told = {
             "fault": fault.value,
             "nodes": {node.name: node.address for node in nodes},
@@ -208,8 +231,7 @@ def main(
             **asdict(books),
         }
     print(json.dumps(told, indent=1))
-    if code or books != Books(steps=steps, trained=4 * steps):
-        raise typer.Exit(1)
+    raise typer.Exit(exit_code(told, books, steps=steps))
 
 
 if __name__ == "__main__":
