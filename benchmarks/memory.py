@@ -1,10 +1,13 @@
 """The estimated memory of each role beside the peaks that a finished run measured.
 
-``python -m benchmarks.memory runs/NAME [runs/OTHER ...]``: run it where the run ran, with the model in place.
+``python -m benchmarks.memory runs/NAME [runs/OTHER ...]``: run it where the run ran, with the model in place. With
+``--within 0.15`` the exit code is 1 where an estimate is farther than that from its peak.
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -38,16 +41,26 @@ def rows(folder: Path) -> list[Row]:
     ]
 
 
-def main() -> None:
-    """Print one table."""
+def error_of(row: Row) -> float:
+    """How far the estimate lies above the measured peak, as a share of the latter."""
+    _, _, estimated, measured = row
+    return estimated / measured - 1
+
+
+def main(arguments: Sequence[str] | None = None, *, read: Callable[[Path], Sequence[Row]] = rows) -> int:
+    """Print one table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
+    parser.add_argument("--within", type=float, help="largest error that is none, e.g. 0.15")
+    options = parser.parse_args(arguments)
+    found = [row for folder in options.runs for row in read(folder)]
     table = Table("run", "role", "estimated MiB", "measured MiB", "error")
-    for folder in parser.parse_args().runs:
-        for run, role, estimated, measured in rows(folder):
-            table.add_row(run, role, f"{estimated:.0f}", f"{measured:.0f}", f"{estimated / measured - 1:+.0%}")
+    for row in found:
+        run, role, estimated, measured = row
+        table.add_row(run, role, f"{estimated:.0f}", f"{measured:.0f}", f"{error_of(row):+.1%}")
     Console().print(table)
+    return int(options.within is not None and any(abs(error_of(row)) > options.within for row in found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,10 @@
 """What a role on CPUs takes at its fullest moment, by hand."""
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.memory import Row, main
 from pilaf_ray.memory import (
     MIB,
     RUNTIME_MIB,
@@ -59,3 +62,19 @@ def test_a_scorer_is_fullest_while_it_loads_or_while_it_scores(tokens: int, full
     assert fullest in dict(estimate.host)
     on_gpu = scorer_memory("reference", SHAPE, dtype="float32", tokens=tokens, chunk=128, on_gpu=True)
     assert "their files" not in dict(on_gpu.host) | dict(on_gpu.device)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [([], 0), (["--within", "0.15"], 0), (["--within", "0.125"], 1), (["--within", "0.11"], 1)],
+)
+def test_an_estimate_that_is_too_far_off_is_an_exit_code(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: dict[str, list[Row]] = {
+        "first": [("first", "generator", 1120.0, 1000.0), ("first", "oracle", 500.0, 500.0)],
+        "second": [("second", "learner", 870.0, 1000.0)],
+    }
+    assert main(["first", "second", *words], read=lambda folder: measured[Path(folder).name]) == code
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [line[-2].strip() for line in lines] == ["+12.0%", "+0.0%", "-13.0%"]
