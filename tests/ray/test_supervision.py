@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import ray
 from pairs import label, pair, plan, reference
-from postgres_server import postgres_server
 
 from pilaf_ray.actors.calls import RoleDiedError, call
 from pilaf_ray.actors.cluster import ray_cluster
@@ -151,6 +150,9 @@ async def test_the_store_comes_back_on_its_file_and_a_poison_pair_is_rejected_in
 
 
 async def test_the_ledger_goes_on_when_its_server_is_back(tmp_path: Path) -> None:
+    # Ray's workers import this module as well, and do not find that one.
+    from postgres_server import postgres_server
+
     records, policy = Records(), replace(PATIENT, failures_in_a_row=1000)
     launched = RoleLauncher(logs=str(tmp_path / "logs"), call_seconds=60.0, policy=policy, report=records)
     with postgres_server() as server:
