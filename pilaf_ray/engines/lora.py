@@ -87,15 +87,25 @@ def merge_stream(
     """``base`` as it comes, adapted tensors merged and rounded to ``dtype``.
 
     Raises:
-        WeightSyncError: an adapter belongs to no tensor of ``base``; known only at the end.
+        WeightSyncError: an adapter belongs to no tensor of ``base``, or to one of another size. It is raised at the end
+            only: vLLM cannot load anything any more once it was interrupted in the middle.
     """
-    left = dict(adapters)
+    left, wrong = dict(adapters), list[str]()
     for name, tensor in base:
         stem = name.removesuffix(".weight")
         first, second = stem + _SENT["A"], stem + _SENT["B"]
         if first in left and second in left:
-            tensor = merged(tensor, left.pop(first), left.pop(second), scale=scale).to(dtype)
+            a, b = left.pop(first), left.pop(second)
+            if (b.shape[0], b.shape[1], a.shape[1]) == (tensor.shape[0], a.shape[0], tensor.shape[1]):
+                tensor = merged(tensor, a, b, scale=scale).to(dtype)
+            else:
+                wrong.append(stem)
         yield name, tensor
+    if wrong:
+        raise WeightSyncError(
+            f"{len(wrong)} adapters do not have the sizes of the reference's weights, e.g. that of {min(wrong)}: "
+            "they were trained on another model than the one that generators serve"
+        )
     if left:
         raise WeightSyncError(
             f"{len(left)} adapter tensors fit no weight of the reference, e.g. {min(left)}: "

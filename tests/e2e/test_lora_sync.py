@@ -179,7 +179,7 @@ def test_adapters_of_another_model_are_refused_and_right_ones_recover(adapted: A
     unknown = ((name.replace("layers.1", "layers.7"), p) for name, p in adapter_parameters(network))
     refuse(adapted, unknown, r"failed in phase 'load'.*adapter tensors fit no weight of the reference")
     narrower = ((name, p[:, :-1] if "lora_A" in name else p) for name, p in adapter_parameters(network))
-    refuse(adapted, narrower, r"failed in phase 'load'")
+    refuse(adapted, narrower, r"failed in phase 'load'.*(has|have the) sizes")
     adapted.update(5, network)
     check(adapted, merged_by_peft(network), 5)
 

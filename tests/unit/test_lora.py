@@ -139,3 +139,15 @@ def test_a_stream_is_merged_where_an_adapter_fits_and_leftovers_are_refused() ->
     assert torch.equal(found["x.bias"], torch.ones(2)) and torch.equal(found["y.weight"], torch.zeros(2, 2))
     with pytest.raises(WeightSyncError, match=r"1 adapter tensors fit no weight of the reference, e\.g\. x\.lora_A"):
         list(merge_stream(iter(base), {"x.lora_A.weight": a}, scale=0.5, dtype=torch.float32))
+
+
+def test_a_stream_with_an_adapter_of_another_size_comes_to_its_end_before_it_is_refused() -> None:
+    base = [("x.weight", torch.eye(2)), ("y.weight", torch.zeros(2, 2))]
+    adapters = {"x.lora_A.weight": torch.ones(1, 3), "x.lora_B.weight": torch.ones(2, 1)}
+    stream = merge_stream(iter(base), adapters, scale=0.5, dtype=torch.float32)
+    assert [(name, tensor.tolist()) for name, tensor in (next(stream), next(stream))] == [
+        ("x.weight", [[1.0, 0.0], [0.0, 1.0]]),
+        ("y.weight", [[0.0, 0.0], [0.0, 0.0]]),
+    ]
+    with pytest.raises(WeightSyncError, match=r"1 adapters do not have the sizes .*, e\.g\. that of x"):
+        next(stream)
