@@ -203,7 +203,7 @@ def _stop_and_resume(job: Job, patience: float) -> None:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.0, help="Of faults, after the first steps.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of faults, after the first steps.")] = 5.0,
     hours: Annotated[float, typer.Option(min=0.0, help="The same in hours; goes before the minutes.")] = 0.0,
     seed: int = 0,
     every: Annotated[float, typer.Option(min=0.0, help="Seconds from one fault to the next, at least.")] = 0.0,

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arithmetic import async_bound
+from benchmarks.chaos_journal import read_lines
 from benchmarks.machine import machine
 from pilaf_ray.actors.launch import CPU_ALLOCATOR
 from pilaf_ray.config.loader import load_config
@@ -51,26 +52,25 @@ class Timing:
     """TRL's, where evaluation.every_steps asks for them: step, seconds of training, reward."""
 
 
+def run_to_its_end(config: Path, overrides: Sequence[str], folder: Path) -> Path:
+    """A whole run that saves nothing on the way; returns its own folder in ``folder``."""
+    words = [*overrides, f"run.folder={folder}", "run.name=pilaf", "checkpoint.every_steps=100000"]
+    command = [sys.executable, "-m", "pilaf_ray", "train", str(config), *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder / "pilaf"
+
+
 def run_pilaf_ray(config: Path, overrides: list[str], folder: Path) -> Timing:
     """A whole run in ``folder``; its steps are from one served version to the next."""
-    words = [
-        *overrides,
-        f"run.folder={folder}",
-        "run.name=pilaf",
-        "evaluation.prompts=4",
-        "checkpoint.every_steps=100000",
-    ]
-    subprocess.run(
-        [sys.executable, "-m", "pilaf_ray", "train", str(config), *words], check=True, stdout=subprocess.DEVNULL
-    )
-    staleness = load_config(config, words).pipeline.max_staleness_steps
-    events, lines = (_read(folder / "pilaf" / name) for name in ("events.jsonl", "metrics.jsonl"))
+    run = run_to_its_end(config, [*overrides, "evaluation.prompts=4"], folder)
+    staleness = load_config(config, overrides).pipeline.max_staleness_steps
+    events, lines = (read_lines(run / name) for name in ("events.jsonl", "metrics.jsonl"))
     times = [event["time"] for event in events if event["event"] == "weights"]
     # From when the pipeline is full until it begins to drain; the first version is that of step 1.
     steady = slice(staleness, len(times) - 1 - staleness)
     seconds = [after - before for before, after in pairwise(times)][steady]
     busy = utilization(lines[1:][steady])
-    summary = json.loads((folder / "pilaf/report/summary.json").read_text())
+    summary = json.loads((run / "report/summary.json").read_text())
     return Timing(
         step_seconds=seconds,
         utilization=busy,
@@ -83,10 +83,6 @@ def utilization(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean share of those steps that each role was busy, from their metrics."""
     roles = sorted({key.removeprefix("busy/") for line in lines for key in line if key.startswith("busy/")})
     return {role: statistics.mean(line[f"busy/{role}"] for line in lines) for role in roles}
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def run_trl(config: Path, overrides: list[str], steps: int, *, tuned: bool) -> Timing:
@@ -153,6 +149,9 @@ def main(
     """Print a table and one line of JSON."""
     words = overrides or []
     settings = load_config(config, words)
+    fewest = 2 * settings.pipeline.max_staleness_steps + 3
+    if settings.run.max_steps < fewest:
+        raise typer.BadParameter(f"run.max_steps={settings.run.max_steps} leaves no steady steps: set {fewest} or more")
     found = measure(config, words, trl_steps=trl, vanilla=vanilla)
     comparison = compare(
         found, pairs=settings.learner.batch_pairs, max_staleness_steps=settings.pipeline.max_staleness_steps

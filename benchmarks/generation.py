@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks.arithmetic import spread
 from benchmarks.generation_engines import Engine, HuggingFaceLoop, Ours, PlainVllm
 from benchmarks.machine import machine
+from benchmarks.options import several
 from pilaf_ray.actors.launch import CPU_ALLOCATOR
 from pilaf_ray.build import build_inputs, generator_arguments
 from pilaf_ray.config.loader import load_config
@@ -172,7 +173,7 @@ def choose_cases(config: RunConfig, *, betas: str, peers: bool) -> list[Case]:
             Case(sampler="vanilla", beta=beta, engine=VLLM),
             Case(sampler="pilaf", beta=beta, engine=HUGGING_FACE),
         ]
-    return cases + [Case(sampler="pilaf", beta=float(other), engine=DRAFTING) for other in betas.split(",") if other]
+    return cases + [Case(sampler="pilaf", beta=other, engine=DRAFTING) for other in several(betas, float)]
 
 
 def main(
@@ -185,13 +186,13 @@ def main(
     file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print a table and one line of JSON."""
+    sizes = several(pairs, int)
     config = load_config(config_path, overrides or [])
     section = config.generation.speculation
     speculation = Speculation(tokens=section.tokens, adaptive=section.adaptive) if section else Speculation()
     inputs = build_inputs(config)
     engines = make_engines(config, generator_arguments(config, inputs), speculation)
     cases = choose_cases(config, betas=betas, peers=peers)
-    sizes = [int(size) for size in pairs.split(",")]
     # As in a run, and the same for everybody: engines and the loop are processes of their own.
     os.environ.update(CPU_ALLOCATOR)
     load = os.getloadavg()

@@ -8,8 +8,6 @@ evaluations cost the run, which goes on meanwhile, and TRL's has not.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +19,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.end_to_end import run_trl
+from benchmarks.chaos_journal import read_lines
+from benchmarks.end_to_end import run_to_its_end, run_trl
 from benchmarks.machine import machine
+from benchmarks.options import several
 
 ARGMAX = "oracle.label_rule={type: argmax}"
 
@@ -50,11 +50,7 @@ def seconds_to(reward: float, curve: Sequence[Point]) -> float | None:
 
 def pilaf_ray_curve(config: Path, words: Sequence[str], folder: Path) -> list[Point]:
     """A whole run in ``folder``."""
-    own = [*words, f"run.folder={folder}", "run.name=pilaf", "checkpoint.every_steps=100000"]
-    subprocess.run(
-        [sys.executable, "-m", "pilaf_ray", "train", str(config), *own], check=True, stdout=subprocess.DEVNULL
-    )
-    events = [json.loads(line) for line in (folder / "pilaf/events.jsonl").read_text().splitlines()]
+    events = read_lines(run_to_its_end(config, words, folder) / "events.jsonl")
     served = {event["version"]: event["time"] for event in events if event["event"] == "weights"}
     found = {event["step"]: event for event in events if event["event"] == "evaluation"}
     began = found[0]["time"]
@@ -78,11 +74,11 @@ def main(
     file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print a table and one line of JSON."""
+    wanted = several(rewards, float)
     words = [*(overrides or []), f"evaluation.every_steps={every}", f"run.max_steps={steps}", ARGMAX]
     with tempfile.TemporaryDirectory() as folder:
         curves = {"pilaf_ray, PILAF, asynchronous": pilaf_ray_curve(config, words, Path(folder))}
     curves["TRL OnlineDPOTrainer, vanilla"] = trl_curve(config, words, steps)
-    wanted = [float(reward) for reward in rewards.split(",")]
     table = Table("system", *(f"s to {reward:g}" for reward in wanted), "highest", "s in all")
     reached: dict[str, dict[str, float | None]] = {}
     for name, curve in curves.items():

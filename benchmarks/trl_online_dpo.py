@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from pilaf_ray.build import build_inputs
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import FunctionOracleConfig
+from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.types import Prompt
 
 Messages = list[dict[str, str]]
@@ -30,46 +34,37 @@ def main(config_path: str, *overrides: str) -> None:
     config = load_config(Path(config_path), list(overrides))
     inputs = build_inputs(config)
     score = scorer(config.oracle)
-
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+    tokenizer = AutoTokenizer.from_pretrained(config.model.policy)
+    held_out = HeldOut(inputs.evaluation.prompts, score, tokenizer, max_new_tokens=config.generation.max_new_tokens)
+    clock = Clock(held_out, every=config.evaluation.every_steps)
 
     def reward(prompts: list[Messages], completions: list[Messages], **_: Any) -> list[float]:
         questions, answers = ([turns[-1]["content"] for turns in side] for side in (prompts, completions))
-        values: list[float] = score(questions, answers)
-        return values
+        return score(questions, answers)
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model.policy)
-    held_out = HeldOut(inputs.evaluation.prompts, score, tokenizer, max_new_tokens=config.generation.max_new_tokens)
-    every = config.evaluation.every_steps
-    seconds: list[float] = []
-    evaluations: list[dict[str, float]] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-        began = 0.0
-
-        def _look(self, model: Any) -> None:
-            step = len(seconds)
-            if every and step % every == 0:
-                evaluations.append({"step": step, "seconds": sum(seconds), "reward": held_out.reward(model)})
-            self.began = time.perf_counter()
-
-        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-            self._look(model)
-
-        def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
-            seconds.append(time.perf_counter() - self.began)
-            self._look(model)
-
-    # In bfloat16 as ours: weights and moments in fp32, products in bfloat16; the reference has no masters.
-    reduced = inputs.precision == "bfloat16"
-    policy = AutoModelForCausalLM.from_pretrained(config.model.policy, dtype=torch.float32)
-    reference = AutoModelForCausalLM.from_pretrained(config.model.reference_path, dtype=getattr(torch, inputs.dtype))
     # As messages, so that TRL renders them with the same chat template and system message.
     system = [{"role": "system", "content": config.prompts.system_prompt}] if config.prompts.system_prompt else []
     prompts = [{"prompt": [*system, {"role": "user", "content": prompt.text}]} for prompt in inputs.train.prompts]
-    arguments = OnlineDPOConfig(
+    trainer = OnlineDPOTrainer(
+        # In bfloat16 as ours: weights and moments in fp32, products in bfloat16; the reference has no masters.
+        model=AutoModelForCausalLM.from_pretrained(config.model.policy, dtype=torch.float32),
+        ref_model=AutoModelForCausalLM.from_pretrained(
+            config.model.reference_path, dtype=getattr(torch, inputs.reference_dtype)
+        ),
+        reward_funcs=reward,
+        args=settings(config, reduced=inputs.precision == "bfloat16"),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.train()
+    found = {"step_seconds": clock.seconds, "threads": torch.get_num_threads(), "evaluations": clock.evaluations}
+    print(json.dumps(found))
+
+
+def settings(config: RunConfig, *, reduced: bool) -> OnlineDPOConfig:
+    """TRL's names for what ``config`` says; ``reduced``: products in bfloat16."""
+    return OnlineDPOConfig(
         output_dir="/tmp/trl-online-dpo",
         max_steps=config.run.max_steps,
         per_device_train_batch_size=config.learner.batch_pairs,
@@ -92,17 +87,32 @@ def main(config_path: str, *overrides: str) -> None:
         disable_tqdm=True,
         seed=config.run.seed,
     )
-    trainer = OnlineDPOTrainer(
-        model=policy,
-        ref_model=reference,
-        reward_funcs=reward,
-        args=arguments,
-        train_dataset=Dataset.from_list(prompts),
-        processing_class=tokenizer,
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    print(json.dumps({"step_seconds": seconds, "threads": torch.get_num_threads(), "evaluations": evaluations}))
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """The seconds of each step, and what is measured every so many steps off the clock."""
+
+    def __init__(self, held_out: "HeldOut", *, every: int) -> None:
+        self._held_out, self._every = held_out, every
+        self._began = 0.0
+        self.seconds: list[float] = []
+        self.evaluations: list[dict[str, float]] = []
+
+    def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+        """The first policy is measured."""
+        self._look(model)
+
+    def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
+        """A step is done."""
+        self.seconds.append(time.perf_counter() - self._began)
+        self._look(model)
+
+    def _look(self, model: Any) -> None:
+        step = len(self.seconds)
+        if self._every and step % self._every == 0:
+            found = {"step": step, "seconds": sum(self.seconds), "reward": self._held_out.reward(model)}
+            self.evaluations.append(found)
+        self._began = time.perf_counter()
 
 
 def scorer(oracle: object) -> Score:

@@ -10,13 +10,13 @@ import ray
 
 from pilaf_ray.actors.calls import RoleDiedError, call, end_actor
 from pilaf_ray.errors import RoleLostError
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.departure import Departure
 from pilaf_ray.pipeline.supervision import ProgressWatch, Report, SupervisionPolicy, is_late, no_report
 from pilaf_ray.pipeline.turns import Turn, own_device
 from pilaf_ray.types import (
-    Heartbeat,
     LabeledPair,
     RewardScores,
     RewardStepResult,

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pilaf_ray.actors.calls import call, end_actor
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.run_status import Pulse, ReplicaStatus
 from pilaf_ray.pipeline.replicas import ReplicaPool
 from pilaf_ray.pipeline.supervision import ProgressWatch, Report, SupervisionPolicy, no_report
-from pilaf_ray.types import Heartbeat, RoleUsage
+from pilaf_ray.types import RoleUsage
 
 Spawn = Callable[[int], Awaitable[Any]]
 """``await spawn(n)`` starts replica number n and returns its handle once it is ready."""

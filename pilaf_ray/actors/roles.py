@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.observability.progress import PROGRESS
 from pilaf_ray.observability.usage import resident_mib
 from pilaf_ray.store.records import LedgerCounts, UnfinishedWork
 from pilaf_ray.types import (
     GenerationRequest,
-    Heartbeat,
     LabeledPair,
     PairPlan,
     PreferenceLabel,

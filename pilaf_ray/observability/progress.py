@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pilaf_ray.types import Heartbeat
+from pilaf_ray.heartbeat import Heartbeat
 
 
 class Progress:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pilaf_ray.errors import GivenUpError, RoleLostError
-from pilaf_ray.types import Heartbeat
+from pilaf_ray.heartbeat import Heartbeat
 
 LATE_SECONDS = 2.0
 """A timer that rings so much later than it was set for did so because its process did not run."""

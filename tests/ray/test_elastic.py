@@ -17,10 +17,11 @@ from pilaf_ray.actors.calls import call
 from pilaf_ray.actors.elastic import view_cluster
 from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.placement import Reservations, cluster_nodes
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.pipeline.node_following import NodeFollower
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
-from pilaf_ray.types import GenerationRequest, Heartbeat
+from pilaf_ray.types import GenerationRequest
 
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=30.0)
 

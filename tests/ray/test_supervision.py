@@ -23,8 +23,9 @@ from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.actors.roles import _Generator
 from pilaf_ray.actors.weights import GeneratorUpdates, PublishedWeights, make_weight_sync
 from pilaf_ray.errors import OracleUnavailableError, PlacementError, PoisonPairError, RoleLostError, WeightSyncError
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
-from pilaf_ray.types import GenerationRequest, Heartbeat, PairState, ResponsePair
+from pilaf_ray.types import GenerationRequest, PairState, ResponsePair
 
 NOTHING = RoleResources(num_cpus=0.0, num_gpus=0.0, threads=1)
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=3.0)

@@ -12,9 +12,9 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.errors import RoleLostError
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
 from pilaf_ray.pipeline.turns import TurnTaking
-from pilaf_ray.types import Heartbeat
 
 POLICY = SupervisionPolicy(first_pause=0.05, longest_pause=0.2, heartbeat_every=0.2, heartbeat_seconds=30.0)
 

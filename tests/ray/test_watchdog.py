@@ -15,8 +15,8 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.learner_group import LearnerGroup
 from pilaf_ray.actors.replica_handles import ReplicaHandles
 from pilaf_ray.errors import RoleLostError
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.pipeline.supervision import SupervisionPolicy
-from pilaf_ray.types import Heartbeat
 
 PATIENCE = 5.0
 POLICY = SupervisionPolicy(first_pause=0.05, heartbeat_every=0.2, heartbeat_seconds=30.0, stuck_seconds=PATIENCE)

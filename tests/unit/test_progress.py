@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilaf_ray.errors import RoleLostError
+from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.observability.progress import Progress
 from pilaf_ray.pipeline.supervision import LATE_SECONDS, ProgressWatch, SupervisionPolicy
-from pilaf_ray.types import Heartbeat
 
 EVERY, LIMIT = 5.0, 300.0
 POLICY = SupervisionPolicy(heartbeat_every=EVERY, heartbeat_seconds=60.0, stuck_seconds=LIMIT)
