@@ -7,7 +7,8 @@ drawn at random, and log π_ref is given with them: neither side runs a referenc
 
 Tokens are those of both sequences of each pair, prompt included, whoever computes the prompt once or twice. The share
 of the matmul peak counts six operations an element and token (benchmarks/arithmetic.py), prompts once where
-``learner.share_prompts`` is on, over the fastest ``torch.mm`` of a micro-batch with a matrix of the model's.
+``learner.share_prompts`` is on, over the fastest ``torch.mm``: of a micro-batch with a matrix of the model's, or of two
+square matrices.
 Memory is the largest resident set of each process during its steps, and as much of it as was there before
 the model was loaded (the interpreter and its libraries).
 """
@@ -43,6 +44,9 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.types import Prompt
+
+SQUARE = (1024, 1024, 1024)
+"""A product that suits the core, beside those that the model asks for."""
 
 
 def make_batch(
@@ -179,7 +183,7 @@ def main(
     )
     lengths = [PairLengths(prompt=len(row["prompt"]), a=len(row["a"]), b=len(row["b"])) for row in batch]
     rows_of_peak = min(config.learner.micro_batch_tokens, sum(pair.sequences for pair in lengths))
-    products = [(rows_of_peak, width, out) for width, out in shapes]
+    products = [(rows_of_peak, width, out) for width, out in shapes] + [SQUARE]
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         settings = variant_settings(config, inputs, Path(folder), threads=cores, shapes=products, trl_pairs=trl_pairs)
