@@ -7,7 +7,7 @@ a step, optimiser, dtype and cores. ``--vanilla`` adds ours with TRL's pairs. St
 from when the pipeline is full until it begins to drain; TRL's first step is left out.
 
 What asynchrony gives stands beside its bound: the seconds that the roles work for a step in the synchronous run,
-summed, over the largest.
+summed, over the largest. With ``--rounds`` all of that is done again; ratios are made within each round.
 """
 
 import json
@@ -102,7 +102,7 @@ def run_trl(config: Path, overrides: list[str], steps: int, *, tuned: bool) -> T
 
 
 def measure(config: Path, words: list[str], *, trl_steps: int, vanilla: bool) -> dict[str, Timing]:
-    """Each system, one after the other."""
+    """One round: each system, one after the other."""
     runs = {ASYNCHRONOUS: words, SYNCHRONOUS: [*words, "pipeline.max_staleness_steps=0"]}
     if vanilla:
         runs[VANILLA] = [*words, "sampler={type: vanilla}"]
@@ -139,32 +139,51 @@ def compare(found: Mapping[str, Timing], *, pairs: int, max_staleness_steps: int
     )
 
 
+def over_the_rounds(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Medians of what each round compares, and in ``range`` the smallest and largest."""
+    told = [asdict(comparison) for comparison in comparisons]
+    share = [comparison.speedup / comparison.bound for comparison in comparisons]
+    series: dict[str, list[float]] = {
+        "speedup": [one["speedup"] for one in told], "bound": [one["bound"] for one in told], "of_bound": share
+    }  # fmt: skip
+    for what in ("pairs_per_second", "over_trl"):
+        series |= {f"{what}: {name}": [one[what][name] for one in told] for name in told[0][what]}
+    return {
+        "median": {name: statistics.median(values) for name, values in series.items()},
+        "range": {name: [min(values), max(values)] for name, values in series.items()},
+    }
+
+
 def main(
     config: Annotated[Path, typer.Argument(metavar="CONFIG")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
     trl: Annotated[int, typer.Option(min=0, help="TRL's steps; 0: ours only.")] = 7,
     vanilla: Annotated[bool, typer.Option(help="Also ours with vanilla pairs.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="So many times all of them.")] = 1,
     file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
-    """Print a table and one line of JSON."""
+    """Print tables and one line of JSON."""
     words = overrides or []
     settings = load_config(config, words)
-    fewest = 2 * settings.pipeline.max_staleness_steps + 3
+    staleness, pairs = settings.pipeline.max_staleness_steps, settings.learner.batch_pairs
+    fewest = 2 * staleness + 3
     if settings.run.max_steps < fewest:
         raise typer.BadParameter(f"run.max_steps={settings.run.max_steps} leaves no steady steps: set {fewest} or more")
-    found = measure(config, words, trl_steps=trl, vanilla=vanilla)
-    comparison = compare(
-        found, pairs=settings.learner.batch_pairs, max_staleness_steps=settings.pipeline.max_staleness_steps
-    )
-    _show(found, comparison)
-    systems = {name: asdict(timing) for name, timing in found.items()}
-    result = {"machine": machine(), "overrides": words, **asdict(comparison), "systems": systems}
+    told, comparisons = [], []
+    for _ in range(rounds):
+        found = measure(config, words, trl_steps=trl, vanilla=vanilla)
+        comparisons.append(compare(found, pairs=pairs, max_staleness_steps=staleness))
+        show(found, comparisons[-1])
+        systems = {name: asdict(timing) for name, timing in found.items()}
+        told.append({**asdict(comparisons[-1]), "systems": systems})
+    result = {"machine": machine(), "overrides": words, **over_the_rounds(comparisons), "rounds": told}
     print(json.dumps(result))
     if file is not None:
         file.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _show(found: Mapping[str, Timing], comparison: Comparison) -> None:
+def show(found: Mapping[str, Timing], comparison: Comparison) -> None:
+    """One round as a table."""
     table = Table("system", "steps", "pairs/s (mean)", "over TRL", "slowest step", "fastest step", "busy")
     for name, timing in found.items():
         steps, over = timing.step_seconds, comparison.over_trl.get(name)

@@ -11,6 +11,7 @@ from pilaf_ray.engines.engine_environment import prepare_environment
 from pilaf_ray.engines.generator import Generator
 from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.weight_tickets import WeightUpdate
+from pilaf_ray.threads import starting_threads
 from pilaf_ray.types import DraftCounts, GenerationRequest
 
 ADAPTER_DEVIATION = 0.01
@@ -140,7 +141,7 @@ class HuggingFaceLoop:
             "dtype": arguments["dtype"],
             "max_new_tokens": arguments["max_new_tokens"],
             "temperature": arguments["temperature"],
-            "threads": arguments["cpu_threads"],
+            "threads": starting_threads(arguments["cpu_threads"]),
         }
 
     async def start(self) -> None:

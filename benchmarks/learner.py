@@ -43,6 +43,7 @@ from pilaf_ray.config.algorithms import DpoConfig
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.run_folder import RunFolder
+from pilaf_ray.threads import starting_threads
 from pilaf_ray.types import Prompt
 
 SQUARE = (1024, 1024, 1024)
@@ -168,7 +169,7 @@ def main(
     config = load_config(config_path, overrides or [])
     if not isinstance(config.algorithm, DpoConfig):
         raise SystemExit("algorithm.type: the comparison with TRL is one of DPO")
-    count, cores = pairs or config.learner.batch_pairs, threads or config.learner.cpu_threads
+    count, cores = pairs or config.learner.batch_pairs, threads or starting_threads(config.learner.cpu_threads)
     if trl_pairs and count % trl_pairs:
         raise SystemExit(f"--trl-pairs must divide the batch of {count} pairs")
     matrices, shapes, vocabulary = model_matrices(config.model.policy)

@@ -26,6 +26,7 @@ from pilaf_ray.actors.launch import CPU_ALLOCATOR
 from pilaf_ray.build import build_inputs, generator_arguments
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.threads import Threads, starting_threads
 
 TRANSPORTS = ("filesystem", "gloo")
 
@@ -37,7 +38,7 @@ def start(config: RunConfig, folder: Path) -> tuple[Worker, Worker, list[tuple[t
         "role": "learner",
         "model_path": config.model.policy,
         "dtype": inputs.dtype,
-        "threads": config.learner.cpu_threads,
+        "threads": starting_threads(config.learner.cpu_threads),
         "transports": TRANSPORTS,
         "folder": str(folder),
         "deadline_seconds": config.weights.deadline_seconds,
@@ -49,8 +50,8 @@ def start(config: RunConfig, folder: Path) -> tuple[Worker, Worker, list[tuple[t
     coefficients = (0.0, 0.0, beta, -beta)
     requests = [(p.token_ids, coefficients[n % 4]) for n, p in enumerate(inputs.train.prompts)]
 
-    def worker(arguments: dict[str, Any], threads: int) -> Worker:
-        environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **CPU_ALLOCATOR}
+    def worker(arguments: dict[str, Any], threads: Threads) -> Worker:
+        environment = {"OMP_NUM_THREADS": str(starting_threads(threads)), "HF_HUB_OFFLINE": "1", **CPU_ALLOCATOR}
         return Worker("benchmarks.weight_roles", arguments, environment=environment)
 
     learner = worker(publisher, config.learner.cpu_threads)
@@ -135,6 +136,7 @@ def main(
     responses: Annotated[int, typer.Option(help="Responses under way in the busy updates.")] = 16,
     repetitions: Annotated[int, typer.Option(help="Counted rounds.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="Where the files are written; a temporary folder.")] = None,
+    file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print a table and one line of JSON."""
     config = load_config(config_path, overrides or [])
@@ -145,7 +147,10 @@ def main(
     print_table(rows, copies=found["memcpy"], size=found["bytes"], whole=found["whole_bytes"])
     sizes = {"bytes": found["bytes"], "whole_bytes": found["whole_bytes"]}
     described = {**sizes, "memcpy_seconds": found["memcpy"], "responses": responses}
-    print(json.dumps({"machine": machine(), **described, "repetitions": repetitions, "results": rows}))
+    result = {"machine": machine(), **described, "repetitions": repetitions, "results": rows}
+    print(json.dumps(result))
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

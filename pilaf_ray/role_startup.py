@@ -19,6 +19,7 @@ from pilaf_ray.pipeline.turns import TurnTaking
 from pilaf_ray.resource_plan import plan_on
 from pilaf_ray.run_folder import RunFolder
 from pilaf_ray.store.location import ledger_location
+from pilaf_ray.threads import Threads
 
 
 async def start_roles(
@@ -113,5 +114,5 @@ async def _reward(config: RunConfig, folder: RunFolder, launcher: RoleLauncher) 
     )
 
 
-def _share(settings: RoleResourcesConfig, *, threads: int) -> RoleResources:
+def _share(settings: RoleResourcesConfig, *, threads: Threads) -> RoleResources:
     return RoleResources(num_cpus=settings.cpus, num_gpus=settings.gpus, threads=threads)

@@ -28,6 +28,7 @@ from pilaf_ray.actors.roles import (
 )
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
 from pilaf_ray.pipeline.turns import TurnTaking
+from pilaf_ray.threads import Threads, starting_threads
 
 START_SECONDS = 900.0
 """Deadline for loading a model, generous because a cluster may pull weights over a network."""
@@ -49,7 +50,7 @@ class RoleResources:
 
     num_cpus: float
     num_gpus: float
-    threads: int
+    threads: Threads
 
     def options(self) -> dict[str, Any]:
         """Options for ``Actor.options``; roles are re-created by us, never by Ray."""
@@ -58,7 +59,7 @@ class RoleResources:
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "max_restarts": 0,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.threads), **allocator}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(starting_threads(self.threads)), **allocator}},
         }
 
 

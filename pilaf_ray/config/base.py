@@ -1,10 +1,12 @@
 """What every section of the configuration shares."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+CpuThreads = Annotated[int, Field(ge=1)] | Literal["auto"]
+"""As :data:`pilaf_ray.threads.Threads`."""
 
 
 class Section(BaseModel):

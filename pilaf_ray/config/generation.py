@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pilaf_ray.config.base import Section
+from pilaf_ray.config.base import CpuThreads, Section
 from pilaf_ray.config.elastic import ElasticSection
 
 
@@ -38,8 +38,8 @@ class GenerationSection(Section):
     """Tokens in one forward."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Key-value cache of an engine, of policy and reference together, in GiB; of each GPU, with several an engine."""
-    cpu_threads: int = Field(default=1, ge=1)
-    """Threads of an engine on a CPU."""
+    cpu_threads: CpuThreads = 1
+    """Threads of an engine on CPUs; auto: as many as others leave cores."""
     enforce_eager: bool = True
     """Do not compile or capture graphs."""
     share_base: bool = True
@@ -52,5 +52,13 @@ class GenerationSection(Section):
         if self.speculation is not None and (self.tensor_parallel_size > 1 or not self.enforce_eager):
             raise ValueError(
                 "generation.speculation works with tensor_parallel_size: 1 and enforce_eager: true only; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_of_one_engine_keep_step(self) -> Self:
+        if self.cpu_threads == "auto" and self.tensor_parallel_size > 1:
+            raise ValueError(
+                "generation.cpu_threads: auto is for engines of one worker: set a number, or tensor_parallel_size: 1"
             )
         return self

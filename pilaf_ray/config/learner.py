@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.base import CpuThreads, Dtype, Section
 
 
 class OffloadSection(Section):
@@ -61,8 +61,8 @@ class LearnerSection(Section):
     """Compute a prompt once for both of its responses, in learner and reference, where the model allows it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    cpu_threads: int = Field(default=1, ge=1)
-    """Threads of a rank on a CPU."""
+    cpu_threads: CpuThreads = 1
+    """Threads of a rank on CPUs; auto: as many as others leave cores, so that sums may round differently."""
 
     @model_validator(mode="after")
     def _groups_of_ranks_are_whole(self) -> Self:

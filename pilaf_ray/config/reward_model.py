@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.base import CpuThreads, Dtype, Section
 
 
 class ReplayConfig(Section):
@@ -73,7 +73,7 @@ class RewardModelSection(Section):
     """Padded tokens of one forward and backward."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    cpu_threads: int = Field(default=1, ge=1)
-    """Threads of a rank on a CPU."""
+    cpu_threads: CpuThreads = 1
+    """Threads of a rank on CPUs; auto: as many as others leave cores, so that sums may round differently."""
     replay: ReplayConfig = ReplayConfig()
     health: RewardHealthConfig = RewardHealthConfig()

@@ -8,11 +8,12 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
 from pilaf_ray.engines.cpu_options import cpu_options
-from pilaf_ray.engines.in_process_executor import choose_executor
+from pilaf_ray.engines.in_process_executor import THREADS_KEY, choose_executor
 from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
 from pilaf_ray.engines.speculation_settings import Speculation, speculation_arguments
 from pilaf_ray.engines.vllm_plugin import ADAPTED_ARCHITECTURE, ARCHITECTURE, TRANSPORTS
 from pilaf_ray.errors import ConfigError
+from pilaf_ray.threads import Threads
 
 
 def engine_arguments(
@@ -23,6 +24,7 @@ def engine_arguments(
     transport: str,
     speculation: Speculation | None,
     shares_base: bool,
+    cpu_threads: Threads,
 ) -> AsyncEngineArgs:
     """vLLM's arguments from the generator's own ``settings``, which carry vLLM's names already.
 
@@ -31,6 +33,7 @@ def engine_arguments(
         transport: how new weights arrive.
         speculation: how far the policy drafts ahead, if it does.
         shares_base: the policy is the reference with adapters.
+        cpu_threads: of a worker on CPUs.
 
     Raises:
         ConfigError: this machine's engine cannot draft ahead.
@@ -51,6 +54,7 @@ def engine_arguments(
         # The processor hands over log-probabilities, so that nothing is left to process.
         logprobs_mode="processed_logits",
         worker_extension_cls="pilaf_ray.engines.token_records.TokenRecordsExtension",
+        additional_config={THREADS_KEY: cpu_threads},
         weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[transport]),
         # Not the sampling defaults that a model folder may carry.
         generation_config="vllm",

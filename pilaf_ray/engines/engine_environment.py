@@ -2,8 +2,10 @@
 
 import os
 
+from pilaf_ray.threads import Threads, starting_threads
 
-def prepare_environment(*, cpu_threads: int, enforce_eager: bool) -> None:
+
+def prepare_environment(*, cpu_threads: Threads, enforce_eager: bool) -> None:
     """Set it; to be called before the first import of vLLM.
 
     Args:
@@ -12,7 +14,7 @@ def prepare_environment(*, cpu_threads: int, enforce_eager: bool) -> None:
     """
     os.environ.update(
         VLLM_CPU_OMP_THREADS_BIND="nobind",
-        OMP_NUM_THREADS=str(cpu_threads),
+        OMP_NUM_THREADS=str(starting_threads(cpu_threads)),
         # vLLM compiles some helpers in spite of its own enforce_eager. That costs seconds at every start and needs a
         # compiler, and an object that a killed process left half written fails every later engine on the node.
         TORCH_COMPILE_DISABLE=str(int(enforce_eager)),

@@ -21,6 +21,7 @@ from pilaf_ray.engines.weight_updates import WeightUpdater, version_label
 from pilaf_ray.errors import ConfigError, PilafError, PromptError
 from pilaf_ray.observability.busy import BusyMeter
 from pilaf_ray.observability.usage import peak_mib
+from pilaf_ray.threads import Threads
 from pilaf_ray.types import DraftCounts, GenerationRequest, RoleUsage, SampledResponse
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Generator:
         max_num_seqs: requests decoded together.
         max_num_batched_tokens: tokens of one forward pass, at least ``max_num_seqs``; longer prompts come in chunks.
         kv_cache_gib: memory of both models' KV caches together.
-        cpu_threads: OpenMP threads of the engine on CPU.
+        cpu_threads: of the engine on CPUs; ``auto``: as many as other processes leave.
         tensor_parallel_size: workers that share each of the two models.
         seed: of the engine; responses depend on their own seeds only.
         enforce_eager: no compilation; starts faster, decodes slower on GPUs.
@@ -82,7 +83,7 @@ class Generator:
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 2048,
         kv_cache_gib: float = 1.0,
-        cpu_threads: int = 1,
+        cpu_threads: Threads = 1,
         tensor_parallel_size: int = 1,
         seed: int = 0,
         enforce_eager: bool = True,
@@ -167,6 +168,7 @@ class Generator:
             transport=self._transport,
             speculation=self._speculation,
             shares_base=self._shares_base,
+            cpu_threads=self._cpu_threads,
         )
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._scheduling])
         await self._engine.update_weight_version(version_label(self.version))

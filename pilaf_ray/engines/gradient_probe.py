@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pilaf_ray.data.collate import collate
+from pilaf_ray.engines.core_share import CoreShare
 from pilaf_ray.engines.scoring import ScoringModel, load_network
 from pilaf_ray.errors import ConfigError
+from pilaf_ray.threads import Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,11 @@ class GradientProbe:
         reference_path: str,
         parameters: str | None,
         projections: int,
-        threads: int,
+        threads: Threads,
         chunk_tokens: int = 256,
         seed: int = 0,
     ) -> None:
-        torch.set_num_threads(threads)
+        self._cores = CoreShare(threads)
         policy, reference = (load_network(path, dtype=torch.float32) for path in (policy_path, reference_path))
         self.pattern = parameters or last_block(policy)
         self._parameters = []
@@ -70,6 +72,7 @@ class GradientProbe:
 
     def measure(self, prompt: Sequence[int], response: Sequence[int]) -> ResponseGradient:
         """log π, log π_ref and ∇log π of one response."""
+        self._cores.adapt()
         batch = collate([(tuple(prompt), tuple(response))])
         with torch.no_grad():
             reference = float(self._reference(batch).sum())

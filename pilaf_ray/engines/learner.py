@@ -116,6 +116,7 @@ class PolicyLearner(LearnerRank):
         return StepResult(step=step, loss=means["loss"], metrics=metrics)
 
     def _forward(self, pairs: Sequence[LabeledPair]) -> LossOutputs:
+        self._cores.adapt()
         batch = self._batches.collate([item.pair for item in pairs]).to(self._engine.device)
         sums = sum_by_sequence(self._engine(batch), batch)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from pilaf_ray.engines.build_locks import clear_dead_locks, extensions_folder
+from pilaf_ray.engines.core_share import CoreShare
 from pilaf_ray.observability.usage import UsageClock
+from pilaf_ray.threads import Threads
 from pilaf_ray.types import RoleUsage
 
 
@@ -17,7 +19,7 @@ class LearnerRank:
         role: for reports of time and memory, e.g. ``learner``.
         rank: of ``world_size``, from 0.
         master_addr: where the ranks meet, with ``master_port``.
-        cpu_threads: of PyTorch in this process.
+        cpu_threads: of PyTorch in this process; ``auto``: as many as other processes leave.
         seed: of PyTorch in this process.
         dump_folder: for batches that gave a loss or a gradient which is not finite.
     """
@@ -30,11 +32,11 @@ class LearnerRank:
         world_size: int,
         master_addr: str,
         master_port: int,
-        cpu_threads: int = 1,
+        cpu_threads: Threads = 1,
         seed: int = 0,
         dump_folder: Path,
     ) -> None:
-        torch.set_num_threads(cpu_threads)
+        self._cores = CoreShare(cpu_threads)
         torch.manual_seed(seed)
         # DeepSpeed builds or loads an operator while it joins.
         clear_dead_locks(extensions_folder())

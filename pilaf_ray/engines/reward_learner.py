@@ -169,6 +169,7 @@ class RewardLearner(LearnerRank):
 
     def _forward(self, tokens: Sequence[TokenPair]) -> Tensor:
         """Scores of responses, shape (responses, heads)."""
+        self._cores.adapt()
         batch = self._batches.collate(tokens).to(self._engine.device)
         if self._pooling == "mean":
             return response_mean(self._engine, batch).view(-1, self._heads)

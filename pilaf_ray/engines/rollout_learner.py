@@ -250,6 +250,7 @@ class RolloutLearner(LearnerRank):
         items = [rows.items[row] for row in chosen]
         shares = engine.share(self._batches.groups(items))
         for number, share in enumerate(shares):
+            self._cores.adapt()
             taken = [chosen[index] for index in share] or [chosen[0]]
             yield rows.places(taken), 1.0 if share else 0.0, number == len(shares) - 1
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.end_to_end import ASYNCHRONOUS, SYNCHRONOUS, TRL, Timing, compare, utilization
+from benchmarks.end_to_end import ASYNCHRONOUS, SYNCHRONOUS, TRL, Timing, compare, over_the_rounds, utilization
 from benchmarks.time_to_reward import Point, seconds_to
 
 
@@ -46,3 +46,19 @@ def test_utilisation_is_the_mean_over_steps() -> None:
         {"loss": 2.0, "busy/learner": 0.5, "busy/oracle": 0.75},
     ]
     assert utilization(lines) == {"learner": 0.75, "oracle": 0.5}
+
+
+def test_rounds_are_compared_within_themselves() -> None:
+    def round_with(ours: float, theirs: float) -> dict[str, Timing]:
+        return {
+            ASYNCHRONOUS: Timing(step_seconds=[ours]),
+            SYNCHRONOUS: Timing(step_seconds=[2 * ours], role_seconds={"generator": ours, "learner": ours}),
+            TRL: Timing(step_seconds=[theirs]),
+        }
+
+    rounds = [round_with(2.0, 3.0), round_with(20.0, 50.0), round_with(4.0, 4.0)]
+    found = over_the_rounds([compare(one, pairs=1, max_staleness_steps=2) for one in rounds])
+    assert found["median"][f"over_trl: {ASYNCHRONOUS}"] == pytest.approx(1.5)
+    assert found["range"][f"over_trl: {ASYNCHRONOUS}"] == pytest.approx([1.0, 2.5])
+    assert found["median"]["of_bound"] == pytest.approx(1.0)
+    assert found["median"]["speedup"] == pytest.approx(2.0)

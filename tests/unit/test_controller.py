@@ -174,6 +174,23 @@ async def test_no_trained_pair_is_older_than_the_bound(staleness: int, seed: int
     assert min(ages) >= 0
 
 
+@pytest.mark.parametrize("staleness", [1, 2, 4])
+async def test_a_long_response_holds_nobody_up_until_it_is_the_oldest_work_the_bound_allows(staleness: int) -> None:
+    class LongTail(World):
+        """Pair 4·S, of the batch that is planned furthest ahead, ends when every batch before it has been trained."""
+
+        async def generate(self, request: GenerationRequest) -> SampledResponse:
+            if request.request_id.startswith(f"pair-{4 * staleness}-"):
+                while len(self.trained) < staleness:
+                    await asyncio.sleep(0)
+            return await super().generate(request)
+
+    world, reports = LongTail(), []
+    async with asyncio.timeout(5):
+        assert await controller(world, reports, staleness=staleness, steps=3 * staleness).run() == 3 * staleness
+    assert max(age for report in reports for age in report.ages) == staleness
+
+
 async def test_batches_follow_the_plan_order_and_abstentions_are_replaced() -> None:
     world, reports = World(abstain=frozenset({1, 6})), []
     await controller(world, reports, staleness=1, steps=3).run()

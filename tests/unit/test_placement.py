@@ -152,3 +152,16 @@ def test_generators_need_a_device_for_each_worker() -> None:
     path = ROOT / "configs/llama3-8b-hh.yaml"
     with pytest.raises(ConfigError, match=r"is less than generation\.tensor_parallel_size = 2"):
         load_config(path, ["generation.tensor_parallel_size=2"])
+
+
+def test_drafts_are_refused_where_the_engine_has_a_device() -> None:
+    with pytest.raises(
+        ConfigError, match=r"generation\.speculation works on CPUs only: leave it out, or set resources"
+    ):
+        load_config(ROOT / "configs/llama3-8b-hh.yaml", ["generation.speculation={tokens: 4}"])
+
+
+def test_workers_of_one_engine_have_a_number_of_threads() -> None:
+    words = ["generation.cpu_threads=auto", "generation.tensor_parallel_size=2"]
+    with pytest.raises(ConfigError, match=r"generation\.cpu_threads: auto is for engines of one worker"):
+        load_config(ROOT / "configs/quickstart.yaml", words)
