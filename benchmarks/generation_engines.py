@@ -89,7 +89,7 @@ class PlainVllm:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from pilaf_ray.engines.cpu_options import cpu_options
-        from pilaf_ray.engines.in_process_executor import choose_executor
+        from pilaf_ray.engines.in_process_executor import THREADS_KEY, choose_executor
 
         same = ("dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "seed")
         arguments = AsyncEngineArgs(
@@ -99,6 +99,7 @@ class PlainVllm:
             **{key: self._arguments[key] for key in same},
             **cpu_options(),
             distributed_executor_backend=choose_executor(1),
+            additional_config={THREADS_KEY: self._arguments["cpu_threads"]},
             generation_config="vllm",
             disable_log_stats=True,
         )

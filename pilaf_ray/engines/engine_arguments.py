@@ -40,10 +40,12 @@ def engine_arguments(
     """
     if speculation is not None and not current_platform.is_cpu():
         raise ConfigError("generation.speculation works with vLLM on CPUs only: leave it out")
+    drafting = speculation_arguments(speculation)
+    own = {THREADS_KEY: cpu_threads, **drafting.pop("additional_config", {})}
     return AsyncEngineArgs(
         **settings,
         **cpu_options(),
-        **speculation_arguments(speculation),
+        **drafting,
         distributed_executor_backend=choose_executor(settings["tensor_parallel_size"]),
         hf_overrides={
             "architectures": [ADAPTED_ARCHITECTURE if shares_base else ARCHITECTURE],
@@ -54,7 +56,7 @@ def engine_arguments(
         # The processor hands over log-probabilities, so that nothing is left to process.
         logprobs_mode="processed_logits",
         worker_extension_cls="pilaf_ray.engines.token_records.TokenRecordsExtension",
-        additional_config={THREADS_KEY: cpu_threads},
+        additional_config=own,
         weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[transport]),
         # Not the sampling defaults that a model folder may carry.
         generation_config="vllm",

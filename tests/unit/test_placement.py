@@ -155,9 +155,7 @@ def test_generators_need_a_device_for_each_worker() -> None:
 
 
 def test_drafts_are_refused_where_the_engine_has_a_device() -> None:
-    with pytest.raises(
-        ConfigError, match=r"generation\.speculation works on CPUs only: leave it out, or"
-    ):
+    with pytest.raises(ConfigError, match=r"generation\.speculation works on CPUs only: leave it out, or"):
         load_config(ROOT / "configs/llama3-8b-hh.yaml", ["generation.speculation={tokens: 4}"])
 
 
