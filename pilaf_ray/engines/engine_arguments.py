@@ -55,7 +55,7 @@ def engine_arguments(
         logits_processors=["pilaf_ray.engines.mixing_processor:MixingProcessor"],
         # The processor hands over log-probabilities, so that nothing is left to process.
         logprobs_mode="processed_logits",
-        worker_extension_cls="pilaf_ray.engines.token_records.TokenRecordsExtension",
+        worker_extension_cls="pilaf_ray.engines.worker_extension.WorkerExtension",
         additional_config=own,
         weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[transport]),
         # Not the sampling defaults that a model folder may carry.

@@ -1,13 +1,17 @@
 """The engine's side of a weight transfer: fetch, verify, then load the policy half.
 
 Registered with vLLM's ``WeightTransferEngineFactory`` and run in its worker
-processes. An update is two calls of ``update_weights``: the first fetches and
-verifies, and may fail without harm; the second loads. Loading is not left to
+processes. Weights that come through the host's memory are fetched and verified in
+a thread of the worker, while the engine goes on sampling; NCCL's are fetched in a
+call of ``update_weights``, because they need the device. Either may fail without
+harm. A further call of ``update_weights`` loads. Loading is not left to
 ``finish_weight_update``, because vLLM cannot start another update when that fails.
 """
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -79,13 +83,40 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         # Nothing is merged where the base is shared.
         self._base = None if self._adapters else replace(model.secondary_weights[0], prefix="")
         self._fetched: NamedTensors = []
+        self._arriving: Future[NamedTensors] | None = None
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         """Nothing to do."""
 
     def start_weight_update(self) -> None:
-        """Forget what an update that failed has left behind."""
-        self._fetched = []
+        """Nothing to do: what was fetched before is what will be loaded."""
+
+    def begin_fetch(self, ticket: TicketInfo) -> None:
+        """Fetch and verify in the background; what an earlier call still waits for is forgotten."""
+        arriving: Future[NamedTensors] = Future()
+
+        def run() -> None:
+            try:
+                arriving.set_result(self._verified(self._fetch(ticket), ticket))
+            # Whatever it is, it is for the caller of has_arrived.
+            except BaseException as error:
+                arriving.set_exception(error)
+
+        self._fetched, self._arriving = [], arriving
+        threading.Thread(target=run, name=f"fetch-v{ticket.version}", daemon=True).start()
+
+    def has_arrived(self) -> bool:
+        """Whether what :meth:`begin_fetch` began is there, ready to be loaded.
+
+        Raises:
+            WeightSyncError: the tensors did not arrive or are not what was sent.
+        """
+        assert self._arriving is not None, "nothing is on its way"
+        if not self._arriving.done():
+            return False
+        arrived, self._arriving = self._arriving, None
+        self._fetched = arrived.result()
+        return True
 
     def receive_weights(self, update_info: TicketInfo) -> None:
         """Fetch, or load what was fetched.
@@ -153,7 +184,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
 
     def shutdown(self) -> None:
         """Drop what is held."""
-        self._fetched = []
+        self._fetched, self._arriving = [], None
 
     def _fetch(self, ticket: TicketInfo) -> NamedTensors:
         raise NotImplementedError

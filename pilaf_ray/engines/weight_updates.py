@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 FETCH_SHARE = 0.8
 """Part of an update's deadline that the fetch may take, so that it fails before the whole."""
+THROUGH_MEMORY = ("filesystem", "gloo")
+"""Transports that need no device, so that the engine goes on sampling until the weights are there."""
+LOOK_SECONDS = 0.02
+"""Between two looks whether they are. The engine answers between its steps."""
 
 
 class WeightUpdater:
@@ -46,8 +50,8 @@ class WeightUpdater:
         What becomes of their caches is for ``recompute_caches`` to say; recorded
         log-probabilities are those that were sampled from in either case. If the new weights do not
         arrive intact, the old ones go on being served; if they cannot be loaded, the
-        generator stays paused until an update succeeds. After a missed deadline nobody
-        knows what the engine holds: the generator stays paused and must be replaced.
+        generator stays paused until an update succeeds. After a deadline that was missed in a
+        pause nobody knows what the engine holds: the generator stays paused and must be replaced.
 
         Raises:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
@@ -67,13 +71,13 @@ class WeightUpdater:
                 async with asyncio.timeout(deadline_seconds):
                     await self._replace(update, progress, deadline_seconds * FETCH_SHARE)
             except TimeoutError as error:
-                self._lost = True
+                self._lost = progress.is_paused
                 raise self._sync_error(update, progress, f"no end after {deadline_seconds:g} s") from error
             except WeightSyncError:
                 raise
             # vLLM reports a worker's exception as a bare Exception.
             except Exception as error:
-                if progress.phase == "receive":
+                if progress.phase == "receive" and progress.is_paused:
                     await self._engine().resume_generation()
                 raise self._sync_error(update, progress, str(error)) from error
 
@@ -81,13 +85,17 @@ class WeightUpdater:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         engine = self._engine()
+        ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
+        through_memory = update.transport in THROUGH_MEMORY
+        if through_memory:
+            await self._arrival({**ticket, "step": "fetch"})
+        progress.is_paused = True
         await engine.pause_generation(mode="keep", clear_cache=False)
         # Nothing is computed from here on, so what comes in now meets the new weights: it gets prefixes of its own.
         self.forget_prefixes()
-        progress.phase = "receive"
         await engine.start_weight_update()
-        ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
-        await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "fetch"}))
+        if not through_memory:
+            await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "fetch"}))
         progress.phase = "load"
         await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "load"}))
         await engine.finish_weight_update(weight_version=version_label(update.version))
@@ -97,6 +105,15 @@ class WeightUpdater:
         progress.phase = "resume"
         self.version = update.version
         await engine.resume_generation()
+
+    async def _arrival(self, ticket: dict[str, object]) -> None:
+        """Returns when every worker of the engine has the weights in its memory; raises what a worker met."""
+        engine = self._engine()
+        await engine.collective_rpc("begin_weight_fetch", args=(ticket,))
+        there = [False]
+        while not all(there):
+            await asyncio.sleep(LOOK_SECONDS)
+            there = await engine.collective_rpc("weights_have_arrived")
 
     def forget_prefixes(self) -> None:
         """Let later requests reuse no KV of earlier ones, as after a weight update."""
@@ -112,7 +129,8 @@ class WeightUpdater:
 class _Progress:
     """Which phase an update has reached."""
 
-    phase = "pause"
+    phase = "receive"
+    is_paused = False
 
 
 def version_label(version: int) -> str:

@@ -26,11 +26,16 @@ MODEL_LENGTH = 387
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 COEFFICIENTS = [0.0, 0.5, -0.5, -1.0, 0.1, 2.0, -0.1, 1.0]
 
+DRAFTS = Speculation(tokens=5, adaptive=False)
+
 
 class Served:
     """A cramped engine (36 cache blocks of 32 tokens) that drafts five tokens ahead, and the models that it serves."""
 
-    def __init__(self, root: Path, run: Run, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, root: Path, run: Run, *, temperature: float = 1.0, top_p: float = 1.0,
+        speculation: Speculation | None = DRAFTS,
+    ) -> None:  # fmt: skip
         folders = [make_tiny_llama(root / str(seed), seed=seed) for seed in (0, 1, 2)]
         self.policy, self.reference, self.new = (load(folder) for folder in folders)
         self.publisher = make_publisher(transport="filesystem", folder=root / "weights", timeout_seconds=20)
@@ -46,7 +51,8 @@ class Served:
             max_num_batched_tokens=96,
             kv_cache_gib=36 * block_bytes / 2**30,
             temperature=temperature,
-            speculation=Speculation(tokens=5, adaptive=False),
+            top_p=top_p,
+            speculation=speculation,
         )
 
     def ask(self, requests: list[GenerationRequest]) -> list[SampledResponse]:
@@ -175,3 +181,24 @@ def test_greedy_is_exactly_greedy(tmp_path: Path, run: Run) -> None:
         torch.testing.assert_close(torch.tensor(response.logprobs), rows.max(-1).values, atol=1e-3, rtol=0)
         assert response.token_ids[-1] == END or len(response.token_ids) == LENGTH
     assert len({response.token_ids for response in responses}) == len(COEFFICIENTS)
+
+
+@pytest.mark.long
+def test_adaptive_drafts_change_no_token_at_another_temperature(tmp_path: Path, run: Run) -> None:
+    """Policy and reference are strangers here, so that windows shrink; at temperature and top-p other than 1."""
+
+    def answers(speculation: Speculation | None) -> tuple[list[SampledResponse], int]:
+        served = Served(tmp_path, run, temperature=0.7, top_p=0.9, speculation=speculation)
+        run(served.generator.start())
+        try:
+            given = served.ask(requests_for(COEFFICIENTS, prompt_length=5, shared=0))
+            return given, run(served.generator.draft_counts()).judged
+        finally:
+            run(served.generator.stop())
+
+    plain, without = answers(None)
+    drafted, judged = answers(Speculation(tokens=8, adaptive=True))
+    assert without == 0 < judged
+    for one, other in zip(plain, drafted, strict=True):
+        assert other.token_ids == one.token_ids
+        assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)

@@ -1,6 +1,7 @@
 """New weights reach the policy half of a running engine, and that half only."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ class Served:
     def __init__(
         self, *, make: Callable[..., Path], transport: str, recompute_caches: bool, root: Path, run: Run
     ) -> None:
-        self.run = run
+        self.run, self.root = run, root
         self.recompute_caches = recompute_caches
         folders = [make(root / str(seed), seed=seed) for seed in (0, 1, 2)]
         self.old, self.reference, self.new = (load(folder) for folder in folders)
@@ -145,6 +146,34 @@ def test_update_in_flight_splits_the_response_exactly(served: Served) -> None:
         assert response.versions[-1].end == len(response.token_ids)
         split += len(response.versions) == 2
     assert split >= 1
+
+
+def test_the_engine_samples_while_new_weights_are_on_their_way(served: Served) -> None:
+    """The list of files is a pipe, which the engine can read to its end when this test has written it."""
+    served.update(served.publish(3, served.old))
+    slow = make_publisher(transport="filesystem", folder=served.root / "slow", timeout_seconds=20)
+    ticket = slow.publish(4, served.new.named_parameters())
+    listed = Path(ticket.location) / "shards.json"
+    shards = listed.read_text()
+    listed.unlink()
+    os.mkfifo(listed)
+
+    async def scenario() -> SampledResponse:
+        update = asyncio.create_task(served.generator.update_weights(ticket, deadline_seconds=60))
+        # Opening returns when the engine has begun to read.
+        pipe = await asyncio.to_thread(listed.open, "w")
+        response = await served.generator.generate(short(0.5))
+        assert not update.done()
+        with pipe:
+            pipe.write(shards)
+        await update
+        return response
+
+    response = served.run(scenario())
+    assert_replayed(response, short(0.5), [(served.old, 12)], served.reference)
+    assert {span.version for span in response.versions} == {3}
+    assert served.generator.version == 4
+    check(served, served.new, 4)
 
 
 def test_damaged_update_leaves_the_old_weights(served: Served) -> None:
