@@ -124,14 +124,17 @@ async def _time(engine: Engine, wanted: list[GenerationRequest]) -> Timing:
     started = time.perf_counter()
     tokens = await engine.sample(wanted)
     seconds = time.perf_counter() - started
-    after = await engine.counts()
-    counts = DraftCounts(
+    return Timing(seconds=seconds, tokens=tokens, counts=counted(before, await engine.counts()))
+
+
+def counted(before: DraftCounts, after: DraftCounts) -> DraftCounts:
+    """What was counted in between."""
+    return DraftCounts(
         drafted=after.drafted - before.drafted,
         judged=after.judged - before.judged,
         kept=after.kept - before.kept,
         passes=after.passes - before.passes,
     )
-    return Timing(seconds=seconds, tokens=tokens, counts=counts)
 
 
 def summary(case: Case, results: Mapping[Case, list[Timing]], *, pairs: int) -> dict[str, str | float | None]:
