@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pilaf_ray.errors import RoleLostError
 
@@ -31,19 +31,19 @@ class Departure:
             return
         self._error = error
         for signal in self._signals:
-            if not signal.done():
-                signal.set_result(None)
+            _wake(signal)
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """The result of ``work``; raises why the replica is gone if that comes first."""
         task = asyncio.ensure_future(work)
         signal = asyncio.get_running_loop().create_future()
-        if self._error is not None:
-            signal.set_result(None)
+        # As asyncio.wait does, but with nothing to look through: a pool makes two calls for each response.
+        task.add_done_callback(lambda _: _wake(signal))
         self._signals.add(signal)
-        waiting: set[asyncio.Future[Any]] = {task, signal}
+        if self._error is not None:
+            _wake(signal)
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await signal
             if not task.done():
                 assert self._error is not None
                 raise self._error
@@ -53,3 +53,8 @@ class Departure:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+
+def _wake(signal: "asyncio.Future[None]") -> None:
+    if not signal.done():
+        signal.set_result(None)

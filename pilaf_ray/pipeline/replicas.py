@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from pilaf_ray.errors import GivenUpError, PilafError, PoisonPairError, RoleLostError
@@ -27,6 +28,7 @@ from pilaf_ray.pipeline.supervision import CircuitBreaker, Report, SupervisionPo
 W = TypeVar("W")
 T = TypeVar("T")
 
+_CALLS = attrgetter("calls")
 SUSPECT_DEATHS = 2
 """From so many deaths on a pair runs alone, so that the next one convicts it or clears it."""
 
@@ -199,17 +201,18 @@ class ReplicaPool(Generic[W]):
 
     def _free(self, suspect: str | None) -> Slot[W] | None:
         """The least loaded replica; one that works for nobody else where there is a suspect."""
-        living = [slot for slot in self._slots.values() if slot.worker is not None]
-        claimed = [slot for slot in living if suspect is not None and slot.claimed == suspect]
-        open_slots = claimed or [slot for slot in living if slot.claimed is None]
-        if not open_slots:
-            return None
-        slot = min(open_slots, key=lambda slot: slot.calls)
-        if suspect is not None:
+        slot = min(self._open_slots(suspect), key=_CALLS, default=None)
+        if suspect is not None and slot is not None:
             slot.claimed = suspect
             if set(slot.load) - {suspect}:
                 return None
         return slot
+
+    def _open_slots(self, suspect: str | None) -> list[Slot[W]]:
+        """Those that ``suspect`` has claimed, or else those that nobody has."""
+        slots = self._slots.values()
+        claimed = () if suspect is None else [slot for slot in slots if slot.claimed == suspect and slot.worker]
+        return list(claimed) or [slot for slot in slots if slot.claimed is None and slot.worker is not None]
 
     @contextmanager
     def _working(self, slot: Slot[W], pairs: Sequence[str]) -> Iterator[None]:
