@@ -17,7 +17,8 @@ def require_whole(folder: Path, *, name: str) -> None:
     Raises:
         ModelError: in one line, what is missing or short.
     """
-    for index in sorted(folder.glob("*.index.json")):
+    # Where there are several kinds of weights, safetensors are what is loaded: an index of others may be a leftover.
+    for index in sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.bin.index.json")):
         named = set(_json(index, name=name).get("weight_map", {}).values())
         missing = sorted(file for file in named if not (folder / file).is_file())
         if missing:
