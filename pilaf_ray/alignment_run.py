@@ -17,6 +17,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.engines.model_store import local_model
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.evaluation.alignment import Alignment, PromptResponses, ResponseSet, align, sampler_branches
 from pilaf_ray.evaluation.checkpoints import find_policy
@@ -164,8 +165,8 @@ def _measure(
     from pilaf_ray.engines.gradient_probe import GradientProbe
 
     probe = GradientProbe(
-        policy_path=config.model.policy,
-        reference_path=config.model.reference_path,
+        policy_path=local_model(config.model.policy),
+        reference_path=local_model(config.model.reference_path),
         parameters=parameters,
         projections=projections,
         threads=config.learner.cpu_threads,

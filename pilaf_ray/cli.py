@@ -140,11 +140,14 @@ def sizing(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML configuration whose URLs of models are tried.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. model.policy=s3://b/m")] = None,
+) -> None:
     """Say what this machine has and what fits; exit code 1 if something is to be done."""
     from pilaf_ray.doctor import print_report
 
-    if not print_report():
+    if not print_report(None if config is None else load_config(config, overrides or [])):
         raise typer.Exit(1)
 
 

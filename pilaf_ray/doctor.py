@@ -15,7 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.engines.model_store import FOLDER_VARIABLE, store_folder
+from pilaf_ray.model_copies import describe_models
 from pilaf_ray.observability.wandb_sink import has_wandb_login
 
 _OPTIONAL = ("wandb", "tensorboard")
@@ -31,9 +34,9 @@ Row = tuple[str, str, str]
 """What was looked at, what was found, and what to do about it ("" if nothing)."""
 
 
-def print_report() -> bool:
-    """Print one table; whether everything that a run needs is there."""
-    rows = [*_packages(), *_devices(), *_room(), *_ports(), _wandb_login()]
+def print_report(config: RunConfig | None = None) -> bool:
+    """Print one table; whether everything that a run, or the one of ``config``, needs is there."""
+    rows = [*_packages(), *_devices(), *_room(), *_ports(), _wandb_login(), *_models(config)]
     table = Table("what", "found", "to do", box=None)
     for what, found, todo in rows:
         table.add_row(escape(what), escape(found), escape(todo))
@@ -108,6 +111,14 @@ def _ports() -> Iterator[Row]:
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _models(config: RunConfig | None) -> Iterator[Row]:
+    """Models that ``config`` names by URL, and where they are kept."""
+    rows = [] if config is None else list(describe_models(config))
+    yield from rows
+    if rows:
+        yield "their copies", f"{store_folder()}, or where {FOLDER_VARIABLE} says", ""
 
 
 def _wandb_login() -> Row:

@@ -11,6 +11,7 @@ from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.samplers import labels_per_pair
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.memory import GIB, MemoryEstimate
+from pilaf_ray.model_copies import with_local_settings
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
 from pilaf_ray.resource_plan import (
     cache_shortage,
@@ -37,11 +38,12 @@ def print_plan(config: RunConfig) -> None:
     for line in (*config.departures_from_theory, *config.idle_settings):
         console.print(f"warning: {line}", markup=False)
     check_logging(config)
-    inputs = build_inputs(config)
-    estimates = role_memory(config)
+    local = with_local_settings(config)
+    inputs = build_inputs(local)
+    estimates = role_memory(local)
     console.print(_roles(config, inputs, estimates))
     console.print(_parts(estimates))
-    if shortage := cache_shortage(config):
+    if shortage := cache_shortage(local):
         console.print(f"warning: {shortage}", markup=False, highlight=False)
     nodes = planned_nodes(config) or _this_machine(config)
     if nodes:

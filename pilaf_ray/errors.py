@@ -6,6 +6,7 @@
     ├── ClusterError(RuntimeError)       the cluster cannot be reached, or its nodes do not fit together
     ├── PromptError(ValueError)          a prompt source is empty, unreadable or too long
     ├── ModelError(ValueError)           a model folder is missing or does not fit the others
+    │   └── ModelUnavailableError        its URL does not answer now; asking again later may do
     ├── OracleError(RuntimeError)        a preference oracle raised or answered nonsense
     │   └── OracleUnavailableError       it cannot be reached now; asking again later may do
     ├── LedgerError(RuntimeError)        an arrow of a pair's life was taken from the wrong state
@@ -56,6 +57,10 @@ class PromptError(PilafError, ValueError):
 
 class ModelError(PilafError, ValueError):
     """A model cannot be found, or does not fit the other models of the run."""
+
+
+class ModelUnavailableError(ModelError):
+    """The file system of a model's URL does not answer, or not with whole files."""
 
 
 class OracleError(PilafError, RuntimeError):

@@ -23,6 +23,7 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import ArgmaxRuleConfig, ScoringOracleConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
+from pilaf_ray.engines.model_store import local_model
 from pilaf_ray.errors import ConfigError, PromptError
 from pilaf_ray.evaluation.checkpoints import PolicyFolder, find_policy
 from pilaf_ray.evaluation.evaluator import Evaluator
@@ -73,9 +74,10 @@ def evaluate(
     settings = _settings(policies, config, overrides, prompts)
     judge_config = _judge(judge) if judge is not None else settings.scoring_oracle
     inputs = build.build_inputs(settings)
+    reference = local_model(settings.model.reference_path, weights=False)
     for policy in policies:
-        check_models(str(policy.model), settings.model.reference_path, max_model_len=settings.model.max_length)
-        check_tokenizers(str(policy.model), settings.model.reference_path)
+        check_models(str(policy.model), reference, max_model_len=settings.model.max_length)
+        check_tokenizers(str(policy.model), reference)
     found = len(inputs.evaluation.prompts)
     if prompts is not None and found < prompts:
         raise PromptError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.engines.model_store import local_model
 from pilaf_ray.engines.quantised import BASE, write_base
 from pilaf_ray.errors import ModelError
 
@@ -36,7 +37,7 @@ def require_same_start(config: RunConfig, *, start: str) -> None:
     if _is_plain(config, start) or not record.is_file():
         return
     before = json.loads(record.read_text())
-    if before["fingerprint"] != model_fingerprint(start):
+    if before["fingerprint"] != model_fingerprint(local_model(start)):
         raise ModelError(
             f"model.policy: '{start}' is not the model that this run's base of 4 bits was made of ('{before['path']}' "
             "then): put that one back, or start a new run"
@@ -51,12 +52,12 @@ def write_run_base(config: RunConfig, *, start: str, console: Console) -> None:
     """
     if _is_plain(config, start):
         return
-    base = Path(config.model.policy)
+    base, source = Path(config.model.policy), local_model(start)
     if not (base / "config.json").is_file():
         console.print(f"quantising {start}: every role starts from what its 4 bits stand for", markup=False)
-        write_base(start, base)
+        write_base(source, base)
     if not (base.parent / RECORD).is_file():
-        (base.parent / RECORD).write_text(json.dumps({"path": start, "fingerprint": model_fingerprint(start)}))
+        (base.parent / RECORD).write_text(json.dumps({"path": start, "fingerprint": model_fingerprint(source)}))
 
 
 def _is_plain(config: RunConfig, start: str) -> bool:

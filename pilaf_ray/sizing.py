@@ -10,6 +10,7 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.lora_checks import count_adapter_parameters
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.memory import BYTES, GIB, MemoryEstimate, read_shape
+from pilaf_ray.model_copies import with_local_settings
 from pilaf_ray.resource_plan import lora_settings, memory_shortfalls, plan_on, planned_nodes, role_memory, role_requests
 from pilaf_ray.role_formats import role_formats
 
@@ -27,6 +28,7 @@ def sizing(config: RunConfig, *, rank: int) -> str:
         PlacementError: the roles do not fit it.
         ModelError: a model has no configuration.
     """
+    config = with_local_settings(config)
     nodes = planned_nodes(config)
     if not nodes:
         raise ConfigError("resources.nodes: describe the cluster to size for, e.g. [{count: 1, gpus: 8, cpus: 96}]")

@@ -26,12 +26,16 @@ from pilaf_ray.actors.roles import (
     RewardActor,
     StoreActor,
 )
+from pilaf_ray.engines.model_store import names_url
 from pilaf_ray.pipeline.supervision import Report, SupervisionPolicy, no_report
 from pilaf_ray.pipeline.turns import TurnTaking
 from pilaf_ray.threads import Threads, starting_threads
 
 START_SECONDS = 900.0
 """Deadline for loading a model, generous because a cluster may pull weights over a network."""
+
+FETCH_SECONDS = 7200.0
+"""Deadline for fetching models of URLs to a node, beside that for loading them."""
 
 # glibc gives every large tensor's memory back to the kernel and faults it in again, page by page, for the next
 # one. On CPUs, where activations live in that memory, this slows a training step. Other C libraries
@@ -217,6 +221,10 @@ class RoleLauncher:
             await self._reservations.granted(role, 0)
             actors = [self._create(factory, role, rank, resources, rank) for rank in range(ranks)]
             try:
+                if names_url(arguments):
+                    # Before they meet: ranks of a node that has the model would wait for the others in a collective.
+                    fetched = (actor.fetch.remote(arguments) for actor in actors)
+                    await asyncio.gather(*(call(f, role=role, seconds=FETCH_SECONDS) for f in fetched))
                 meet = actors[0].rendezvous.remote()
                 address, port = await call(meet, role=f"{role} rank 0", seconds=START_SECONDS)
                 full = {**arguments, "master_addr": address, "master_port": port}
@@ -266,11 +274,14 @@ class RoleLauncher:
     ) -> Spawn:
         """What starts replica n of a role, in the place that was reserved for it."""
 
+        fetches = any(isinstance(each, dict) and names_url(each) for each in arguments)
+        seconds = START_SECONDS + FETCH_SECONDS * fetches
+
         async def spawn(number: int) -> Any:
             await self._reservations.granted(role, number)
             actor = self._create(factory, role, number, resources, *arguments, concurrency=concurrency)
             try:
-                await call(actor.start.remote(), role=f"{role} {number}", seconds=START_SECONDS)
+                await call(actor.start.remote(), role=f"{role} {number}", seconds=seconds)
             except BaseException:
                 await end_actor(actor)
                 raise

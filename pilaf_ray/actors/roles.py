@@ -6,6 +6,9 @@ actors: the driver process stays light and can run on a login node.
 ``heartbeat`` answers beside the work, in the concurrency group ``watch``, so that a busy role is
 not taken for a dead one; it says how much memory is in use, and whether the role gets on with its work, where that is
 counted (``PROGRESS.work``). The generator's goes through its engine, which is a process of its own.
+
+Models of URLs become folders of the actor's node here (:func:`pilaf_ray.engines.model_store.local_models`), before
+the plain class is made: its engine's workers, and all other roles of the node, read those.
 """
 
 import asyncio
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from pilaf_ray.engines.model_store import local_models
 from pilaf_ray.heartbeat import Heartbeat
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.observability.progress import PROGRESS
@@ -54,7 +58,7 @@ class _Generator:
 
         # Its engine's processes meet the learner for new weights.
         listen_at(ray.util.get_node_ip_address())
-        self._generator = Generator(**arguments)
+        self._generator = Generator(**local_models(arguments))
         self._updates = 0
 
     async def start(self) -> None:
@@ -119,7 +123,7 @@ class _Reference:
         setup_logging(name, Path(logs))
         from pilaf_ray.engines.reference import ReferenceModel
 
-        self._reference = ReferenceModel(**arguments)
+        self._reference = ReferenceModel(**local_models(arguments))
 
     def start(self) -> None:
         """Answers once the model is loaded."""
@@ -152,7 +156,7 @@ class _Oracle:
         setup_logging(name, Path(logs))
         from pilaf_ray.oracle import make_oracle
 
-        self._oracle = make_oracle(kind, arguments)
+        self._oracle = make_oracle(kind, local_models(arguments))
 
     async def start(self) -> None:
         """Answers once the oracle is loaded."""
@@ -190,6 +194,10 @@ class _Rank:
 
         return free_address(ray.util.get_node_ip_address())
 
+    def fetch(self, arguments: dict[str, Any]) -> None:
+        """Answers once the models that ``arguments`` name by URL are on this node."""
+        local_models(arguments)
+
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def heartbeat(self) -> Heartbeat:
         """Answers while the process lives."""
@@ -202,7 +210,7 @@ class _Reward(_Rank):
     def start(self, arguments: dict[str, Any]) -> None:
         from pilaf_ray.engines.reward_learner import RewardLearner
 
-        self._learner = RewardLearner(rank=self._rank, **arguments)
+        self._learner = RewardLearner(rank=self._rank, **local_models(arguments))
 
     def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
         with PROGRESS.work("train_step"):
@@ -232,7 +240,7 @@ class _Learner(_Rank):
 
         # Only one that optimises against a reward model makes advantages.
         kind: Any = RolloutLearner if "advantages" in arguments else PolicyLearner
-        self._learner = kind(rank=self._rank, **arguments)
+        self._learner = kind(rank=self._rank, **local_models(arguments))
         host = ray.util.get_node_ip_address()
         self._publisher = make_publisher(host=host, **publisher) if self._rank == 0 else None
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pilaf_ray.config.base import Section
+from pilaf_ray.config.base import ModelName, Section
 
 
 class DpoConfig(Section):
@@ -117,7 +117,7 @@ class RolloutAlgorithm(Section):
 class ValueModelConfig(Section):
     """PPO's value model: a network of its own with a scalar for each token."""
 
-    path: str | None = None
+    path: ModelName | None = None
     """Model to start from; model.policy with a new scalar head when left out."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Constant."""

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.base import Dtype, ModelName, Section
 
 
 class LoraSection(Section):
@@ -23,11 +23,11 @@ class LoraSection(Section):
 
 
 class ModelSection(Section):
-    """The policy and the reference: Hugging Face folders or hub ids."""
+    """The policy and the reference: Hugging Face folders, hub ids, or URLs of folders (s3://…), fetched once a node."""
 
-    policy: str
+    policy: ModelName
     """Start of the policy."""
-    reference: str | None = None
+    reference: ModelName | None = None
     """The fixed reference; model.policy when left out."""
     init_from: str | None = None
     """A run, a checkpoint of one or a model folder that the policy starts from; the reference stays what it is."""
@@ -37,6 +37,16 @@ class ModelSection(Section):
     """Longest prompt and response together, in tokens."""
     lora: LoraSection | None = None
     """Train low-rank adapters of the reference; every weight when left out."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _is_a_folder(cls, path: str | None) -> str | None:
+        if path is not None and "://" in path:
+            raise ValueError(
+                f"'{path}' is a URL, and a run or a checkpoint is a folder: name it as model.policy, and what "
+                "model.policy names now as model.reference"
+            )
+        return path
 
     @model_validator(mode="after")
     def _adapters_start_at_the_reference(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pilaf_ray.config.base import Dtype, Section
+from pilaf_ray.config.base import Dtype, ModelName, Section
 
 
 class BradleyTerryRuleConfig(Section):
@@ -60,8 +60,8 @@ class RewardModelOracleConfig(Section):
 
     type: Literal["reward_model"] = "reward_model"
     """Discriminator."""
-    path: str
-    """Folder or hub id."""
+    path: ModelName
+    """Folder, hub id, or URL of a folder, which each node fetches once."""
     dtype: Dtype = "auto"
     """Number format."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

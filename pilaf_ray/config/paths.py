@@ -1,12 +1,15 @@
 """Every place of a configuration that may name a file or a folder, found and changed without looking at a disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from pilaf_ray.config.schema import RunConfig
 
+S = TypeVar("S", bound=BaseModel)
 Kind = Literal["file", "model", "prompts", "text", "url"]
 _FIELDS: dict[str, Kind] = {
     "run.folder": "file",
@@ -28,6 +31,7 @@ _FIELDS: dict[str, Kind] = {
     "store.url": "url",
 }
 """What each setting holds. ``learner.offload.nvme_path`` is a disk of each node's own, so it is not here."""
+_MODELS = tuple(key for key, kind in _FIELDS.items() if kind == "model")
 _LOCAL_SCHEMES = ("file://", "local://", "sqlite:///")
 _PROMPT_FILES = (".jsonl", ".csv", ".parquet")
 
@@ -57,6 +61,35 @@ def with_paths(config: RunConfig, change: Callable[[NamedPath], str]) -> RunConf
     return RunConfig.model_validate(values)
 
 
+def with_models(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
+    """``config`` with what ``change`` makes of every setting that names a model: a folder, a hub id or a URL."""
+    for key in _MODELS:
+        config = _changed(config, key.split("."), change)
+    return config
+
+
+def model_names(config: RunConfig) -> tuple[str, ...]:
+    """What every setting that names a model says, each once."""
+    found: list[str] = []
+
+    def note(name: str) -> str:
+        found.append(name)
+        return name
+
+    with_models(config, note)
+    return tuple(dict.fromkeys(found))
+
+
+def _changed(section: S, names: Sequence[str], change: Callable[[str], str]) -> S:
+    """A copy with another value at ``names``; not validated again, as a policy other than the start may stand there."""
+    value = getattr(section, names[0], None)
+    if isinstance(value, BaseModel) and len(names) > 1:
+        return section.model_copy(update={names[0]: _changed(value, names[1:], change)})
+    if isinstance(value, str) and len(names) == 1:
+        return section.model_copy(update={names[0]: change(value)})
+    return section
+
+
 def _walk(values: dict[str, Any]) -> Iterator[tuple[NamedPath, dict[str, Any], str]]:
     """Each path with the section that holds it and the scheme before it."""
     for key, kind in _FIELDS.items():
@@ -79,6 +112,8 @@ def _is_path(kind: Kind, path: str, scheme: str) -> bool | None:
         return True
     match kind:
         case "model":
+            if "://" in path:
+                return None
             # The form owner/model is a hub's.
             return path.startswith((".", "/", "~")) or path.count("/") > 1
         case "text":

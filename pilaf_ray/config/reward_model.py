@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pilaf_ray.config.base import CpuThreads, Dtype, Section
+from pilaf_ray.config.base import CpuThreads, Dtype, ModelName, Section
 
 
 class ReplayConfig(Section):
@@ -34,7 +34,7 @@ class RewardHealthConfig(Section):
 class RewardModelSection(Section):
     """The reward model r̂, trained by Bradley–Terry maximum likelihood on the labelled pairs."""
 
-    path: str | None = None
+    path: ModelName | None = None
     """Reward model or language model to start from; model.policy with a new scalar head when left out."""
     ranks: int = Field(default=1, ge=1)
     """Processes of the group."""

@@ -174,16 +174,16 @@ class CheckpointStore:
         sums = {str(path.relative_to(folder)): _sha256(path) for path in files}
         (folder / _MANIFEST).write_text(json.dumps({"step": step, **self._facts, "sha256": sums}, indent=1))
         for path in [*files, folder / _MANIFEST]:
-            _sync(path)
+            sync_path(path)
         for path in [*{path.parent for path in files}, folder]:
-            _sync(path)
+            sync_path(path)
 
     def _point(self, final: Path) -> None:
         pointer = self._folder / "latest.tmp"
         pointer.write_text(final.name)
-        _sync(pointer)
+        sync_path(pointer)
         pointer.rename(self._folder / "latest")
-        _sync(self._folder)
+        sync_path(self._folder)
 
     @staticmethod
     def _verifies(folder: Path) -> bool:
@@ -206,7 +206,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Return once a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,6 +18,7 @@ from pilaf_ray.engines.lora import (
     write_adapter_folder,
 )
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.model_store import source_of
 from pilaf_ray.engines.quantised import dequantised, forget_quantiser, load_quantised
 from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head
 from pilaf_ray.engines.scoring import ScoringModel, load_network, response_logprobs
@@ -120,7 +121,7 @@ class TrainedPolicy(TrainingEngine):
             return
         adapters = self._kept(self.sent_weights())
         if self.rank == 0:
-            write_adapter_folder(adapters, self._lora, folder / "adapter", base=self._base)
+            write_adapter_folder(adapters, self._lora, folder / "adapter", base=source_of(self._base))
 
     def per_token(self, batch: SequenceBatch) -> Tensor:
         """log π of each response token, shape (response tokens of the batch,)."""

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from pilaf_ray import cli, doctor
+from pilaf_ray.config.loader import load_config
 from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.engines.model_store import FOLDER_VARIABLE, local_model
+from pilaf_ray.errors import ConfigError
+from pilaf_ray.model_copies import with_local_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +63,89 @@ def test_dry_run_refuses_a_reference_with_another_vocabulary(
     error = capsys.readouterr().err
     assert "different vocabularies (2 tokens, e.g. 'a': " in error
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this machine keeps models of URLs, empty."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def test_dry_run_of_a_model_at_a_url_names_the_url_and_fetches_no_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], own_store: Path
+) -> None:
+    url = f"file://{make_tiny_llama(tmp_path / 'policy', seed=0)}"
+    words = ("train", str(ROOT / "configs/tiny.yaml"), f"model.policy={url}", f"run.folder={tmp_path}", "--dry-run")
+    assert call(monkeypatch, *words) == 0
+    out = "".join(capsys.readouterr().out.split())
+    assert "4heldout" in out and str(own_store) not in out
+    assert list(own_store.rglob("tokenizer.json")) and not list(own_store.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "complaint"),
+    [
+        ("model.policy", "missing", "cannot be listed (FileNotFoundError"),
+        ("model.reference", "", "no config.json there"),
+    ],
+)
+def test_dry_run_refuses_a_url_without_a_model_in_one_line(
+    setting: str, name: str, complaint: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], own_store: Path,
+) -> None:  # fmt: skip
+    policy = make_tiny_llama(tmp_path / "bucket" / "policy", seed=0)
+    capsys.readouterr()
+    url = f"file://{tmp_path}/bucket/{name}"
+    words = (f"model.policy={policy}", f"{setting}={url}", "--dry-run")
+    assert call(monkeypatch, "train", str(ROOT / "configs/tiny.yaml"), *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {url}") and complaint in error
+    assert error.count("\n") == 1
+
+
+def test_doctor_looks_at_the_models_of_a_configuration(tmp_path: Path, own_store: Path) -> None:
+    url = f"file://{make_tiny_llama(tmp_path / 'policy', seed=0)}"
+    config = load_config(ROOT / "configs/tiny.yaml", [f"model.policy={url}", "model.reference=file:///no/where"])
+    found, missing, kept = doctor._models(config)
+    assert found[0] == url and found[1].endswith("GiB, not fetched to this machine yet") and not found[2]
+    assert missing[0] == "file:///no/where" and "cannot be listed" in missing[2] and "\n" not in missing[2]
+    assert kept[1].startswith(str(own_store))
+    local_model(url)
+    assert next(iter(doctor._models(config)))[1].endswith("a copy is here")
+    assert list(doctor._models(None)) == list(doctor._models(load_config(ROOT / "configs/tiny.yaml"))) == []
+
+
+def test_models_are_looked_at_in_copies_and_the_configuration_keeps_its_urls(tmp_path: Path, own_store: Path) -> None:
+    url = f"file://{make_tiny_llama(tmp_path / 'policy', seed=0)}"
+    overrides = [f"model.policy={url}", f"reward_model={{path: '{url}'}}", "model.reference=owner/model"]
+    config = load_config(ROOT / "configs/tiny.yaml", overrides)
+    before = config.model_dump()
+    local = with_local_settings(config)
+    assert config.model_dump() == before and local.reward_model is not None
+    assert local.model.policy == local.reward_model.path and Path(local.model.policy).is_relative_to(own_store)
+    assert local.model.reference == "owner/model" and local.learner == config.learner
+
+
+def test_a_checkpoint_of_adapters_is_looked_at_as_it_is() -> None:
+    """Its policy is not the reference, which no configuration may say."""
+    config = load_config(ROOT / "configs/tiny.yaml", ["model.lora={rank: 2, alpha: 4}"])
+    model = config.model.model_copy(update={"policy": "/run/step/hf", "reference": config.model.policy})
+    config = config.model_copy(update={"model": model})
+    assert with_local_settings(config) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.policy='ftp://me:secret@host/model'", "keep secrets out of the URL"),
+        ("reward_model={path: 'ftp://me:secret@host/model'}", "keep secrets out of the URL"),
+        ("model.init_from='s3://bucket/run'", "name it as model.policy, and what model.policy names now as model.ref"),
+    ],
+)
+def test_urls_that_a_configuration_may_not_have(override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(ROOT / "configs/tiny.yaml", [override])
 
 
 def test_doctor_names_what_is_missing_and_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,10 @@ def test_every_path_off_the_volume_is_refused_by_kuberay(key: str) -> None:
     "override",
     [
         "model.policy=owner/model",
+        "model.policy='s3://bucket/models/policy'",
+        "model.reference='gs://bucket/reference'",
+        "oracle.path='s3://bucket/models/of/oracles/gold'",
+        "reward_model.path='memory://model'",
         "prompts.train.path='builtin:reviews/train'",
         "prompts.train.path='s3://bucket/prompts/*.parquet'",
         "prompts.train.path=owner/prompts",
