@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CpuThreads = Annotated[int, Field(ge=1)] | Literal["auto"]
 """As :data:`pilaf_ray.threads.Threads`."""
 
