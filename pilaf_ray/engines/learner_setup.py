@@ -89,4 +89,8 @@ def make_engine(
     factor = schedule_factor(lr_schedule, warmup_steps=warmup_steps, total_steps=total_steps)
     schedule = LambdaLR(optimizer, factor)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if zero_stage == 0 and precision != "float32":
+        # To make its states DeepSpeed has taken a step without a gradient, which Adam counts, and which decays masters.
+        optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
     return engine, schedule
