@@ -1,8 +1,8 @@
 """Training in float16: the scale that keeps small gradients from vanishing, and steps that are skipped.
 
 DeepSpeed multiplies the loss with a scale and divides the gradient of its fp32 masters by it. Where a scaled gradient
-overflows, it leaves out the step and halves the scale; after a long time without, it doubles it. The scale is part of
-its checkpoints.
+overflows, it leaves out the step and halves the scale, which is part of its checkpoints. After a long time without, the
+scale is doubled here: DeepSpeed does so between the gradient's product and its division, and the step gets half of it.
 
 Gradients that are added directly (``direct_gradients.py``) have no part in this: they are for training without
 masters, which float16 never is.
@@ -22,15 +22,18 @@ from pilaf_ray.errors import ConfigError
 FLOAT16 = "float16"
 SMALLEST_SCALE = 1
 """A gradient that overflows here is none that a scale could mend."""
+CALM_STEPS = 1000
+"""After so many without an overflow the scale is doubled."""
+_NEVER = 2**62
 
 
 def float16_section() -> dict[str, Any]:
-    """DeepSpeed's ``fp16``: dynamic scaling from 2^16, halved at each overflow and doubled after 1000 steps without."""
+    """DeepSpeed's ``fp16``: dynamic scaling from 2^16, halved at each overflow and never doubled."""
     return {
         "enabled": True,
         "loss_scale": 0,
         "initial_scale_power": 16,
-        "loss_scale_window": 1000,
+        "loss_scale_window": _NEVER,
         # Otherwise a step is skipped now and then without anything that changes for the next.
         "hysteresis": 1,
         "min_loss_scale": SMALLEST_SCALE,
@@ -127,10 +130,17 @@ class LossScale:
         if self._engine.optimizer.overflow:
             skipped = used > SMALLEST_SCALE
             return OptimizerStep(norm=torch.tensor(0.0 if skipped else torch.inf), loss_scale=used, skipped=skipped)
-        # Nothing is divided without ZeRO; ZeRO-3 divides by the scale of the next step.
-        divisor = {0: 1.0, 3: self.value}.get(self._zero_stage, used)
+        self._raise_after_calm()
         norm = torch.as_tensor(self._engine.get_global_grad_norm())
-        return OptimizerStep(norm=norm * (divisor / used), loss_scale=used)
+        # ZeRO has divided it already.
+        return OptimizerStep(norm=norm if self._zero_stage > 0 else norm / used, loss_scale=used)
+
+    def _raise_after_calm(self) -> None:
+        optimizer = self._engine.optimizer
+        counts = optimizer.loss_scaler if self._zero_stage > 0 else optimizer.loss_scale_config
+        calm = counts.cur_iter - counts.last_overflow_iter - 1
+        if calm > 0 and calm % CALM_STEPS == 0:
+            optimizer.loss_scale = 2 * self.value
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from test_rollout_learner import rollouts
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_reward_model
 from pilaf_ray.engines.device import cpu_has_float16
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.loss_scale import CALM_STEPS
 from pilaf_ray.engines.zero_options import OffloadSettings
 from pilaf_ray.errors import ConfigError, NonFiniteLossError
 
@@ -30,6 +31,9 @@ class Trained:
     norms: list[float] = field(default_factory=list)
     moment: float = 0.0
     """Norm of Adam's first moment after one step, which knows of clipping and scales; on one rank only."""
+    first_scale: float = 0.0
+    last_scale: float = 0.0
+    """Of the third step; the second was the last of many without an overflow."""
     overflows: list[dict[str, float]] = field(default_factory=list)
     """Metrics of steps from a scale that is too large, up to the first that was taken."""
     stayed: bool = False
@@ -89,11 +93,23 @@ def train(place: dict[str, Any], stage: int, precision: str, model: Path, out: P
         found.norms.append(result.metrics["grad_norm"])
         if step == 1 and place["world_size"] == 1:
             found.moment = first_moment(learner)
+        if step == 1 and precision == "float16":
+            found.first_scale = result.metrics["loss_scale"]
+            almost_calm(learner)
     if precision == "float16":
+        found.last_scale = result.metrics["loss_scale"]
         overflow(learner, found)
         resume(learner, found, place, stage, model, out)
         refuse(learner, found, out)
     return found
+
+
+def almost_calm(learner: Any) -> None:
+    """As if the next step were the last that a scale of 1024 has to last for."""
+    optimizer = learner._engine._engine.optimizer
+    optimizer.loss_scale = 1024.0
+    counts = optimizer.loss_scaler if hasattr(optimizer, "loss_scaler") else optimizer.loss_scale_config
+    counts.cur_iter = CALM_STEPS - 1
 
 
 def overflow(learner: Any, found: Trained) -> None:
@@ -164,6 +180,7 @@ def test_losses_are_those_of_float32_and_overflows_cost_a_step(run: Run, ranks: 
     assert found.norms == pytest.approx(exact.norms, rel=2e-2), "without the scale, on all ranks"
     if found.moment:
         assert exact.norms[0] > CLIP and found.moment == pytest.approx(exact.moment, rel=2e-2), "clipped to the same"
+    assert (found.first_scale, found.last_scale) == (2.0**16, 2048.0)
     *skipped, taken = found.overflows
     assert skipped and all(step["skipped"] == 1 and step["grad_norm"] == 0 for step in skipped)
     assert [step["loss_scale"] for step in found.overflows] == [TOO_LARGE / 2**n for n in range(len(found.overflows))]

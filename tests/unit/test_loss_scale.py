@@ -16,17 +16,36 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
 
 class Scaler:
-    """As DeepSpeed's dynamic one: halves at an overflow, doubles where ``grows``."""
+    """As DeepSpeed's dynamic one: halves at an overflow."""
 
     dynamic = True
 
-    def __init__(self, scale: float, *, grows: bool = False) -> None:
-        self.scale, self.grows, self.raise_error_at_min_scale = scale, grows, True
+    def __init__(self, scale: float, *, steps: int = 0) -> None:
+        self.scale, self.raise_error_at_min_scale = scale, True
+        self.cur_iter, self.last_overflow_iter = steps, -1
 
     def update(self, overflow: bool) -> None:
-        if overflow and self.scale == 1 and self.raise_error_at_min_scale:
-            raise AssertionError("it ends the process")
-        self.scale = max(1.0, self.scale / 2) if overflow else self.scale * (2 if self.grows else 1)
+        if overflow:
+            if self.scale == 1 and self.raise_error_at_min_scale:
+                raise AssertionError("it ends the process")
+            self.scale, self.last_overflow_iter = max(1.0, self.scale / 2), self.cur_iter
+        self.cur_iter += 1
+
+
+class Optimizer:
+    """With ZeRO or without."""
+
+    def __init__(self, stage: int, scaler: Scaler) -> None:
+        self.overflow, self._scaler = False, scaler
+        setattr(self, "loss_scaler" if stage else "loss_scale_config", scaler)
+
+    @property
+    def loss_scale(self) -> float:
+        return self._scaler.scale
+
+    @loss_scale.setter
+    def loss_scale(self, value: float) -> None:
+        self._scaler.scale = value
 
 
 class Engine:
@@ -34,33 +53,31 @@ class Engine:
 
     def __init__(self, stage: int, scaler: Scaler, scaled: float) -> None:
         self.stage, self.scaler, self.scaled, self.norm = stage, scaler, scaled, 0.0
-        self.optimizer = SimpleNamespace(loss_scale=scaler.scale, overflow=False)
-        if stage:
-            self.optimizer.loss_scaler = scaler
-        else:
+        self.optimizer = Optimizer(stage, scaler)
+        if stage == 0:
             scaler.raise_error_at_min_scale = False
 
     def step(self) -> None:
         before = self.scaler.scale
         self.optimizer.overflow = self.scaled == float("inf")
         self.scaler.update(self.optimizer.overflow)
-        self.optimizer.loss_scale = self.scaler.scale
-        # As they do: not divided, divided by the scale that was used, divided by the next one.
-        self.norm = self.scaled / {0: 1.0, 3: self.scaler.scale}.get(self.stage, before)
+        self.norm = self.scaled / before if self.stage else self.scaled
 
     def get_global_grad_norm(self) -> float:
         return self.norm
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("grows", [False, True])
-def test_norms_are_those_of_the_gradient_itself(stage: int, grows: bool) -> None:
-    engine: Any = Engine(stage, Scaler(1024.0, grows=grows), 2048.0)
+@pytest.mark.parametrize(("steps", "after"), [(0, 1024.0), (998, 1024.0), (999, 2048.0), (1000, 1024.0)])
+def test_norms_are_those_of_the_gradient_itself_and_the_scale_rises_after_calm(
+    stage: int, steps: int, after: float
+) -> None:
+    engine: Any = Engine(stage, Scaler(1024.0, steps=steps), 2048.0)
     scale = LossScale(engine, zero_stage=stage)
     assert float(scale.scaled(torch.tensor(3.0))) == (3072.0 if stage == 0 else 3.0), "DeepSpeed does it under ZeRO"
     taken = scale.step()
     assert taken.metrics() == {"grad_norm": 2.0, "loss_scale": 1024.0, "skipped": 0.0}
-    assert scale.value == (2048.0 if grows else 1024.0)
+    assert scale.value == after
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
