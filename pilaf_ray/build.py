@@ -29,6 +29,7 @@ from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.engines.zero_options import check_disk
 from pilaf_ray.errors import ModelError
 from pilaf_ray.evaluation.checkpoints import find_policy
+from pilaf_ray.float16_roles import check_float16_roles
 from pilaf_ray.model_copies import with_local_settings
 from pilaf_ray.observability.tensorboard_sink import require_tensorboard
 from pilaf_ray.pipeline.budget import RunBudget, Spent
@@ -62,6 +63,7 @@ class RunInputs:
 def build_inputs(config: RunConfig) -> RunInputs:
     """Load prompts and settle dtypes; raises PromptError, ModelError or ConfigError."""
     config = with_local_settings(config)
+    check_float16_roles(config)
     for key, path in (("model.policy", config.model.policy), ("model.reference", config.model.reference_path)):
         _require_model(key, path)
     _check_scalar_heads(config)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.engines.device import resolve_dtype
+from pilaf_ray.engines.device import cpu_has_float16, resolve_dtype
 from pilaf_ray.engines.model_store import FOLDER_VARIABLE, store_folder
 from pilaf_ray.model_copies import describe_models
 from pilaf_ray.observability.wandb_sink import has_wandb_login
@@ -81,6 +81,8 @@ def _devices() -> Iterator[Row]:
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     yield "GPUs", f"{count}: {names}" if count else "none: everything runs on the CPU", ""
+    found = "has fp16 units" if cpu_has_float16() else "no fp16 units: learners refuse it, other roles crawl"
+    yield "float16 on the CPU", found, ""
     here = resolve_dtype("auto", on_gpu=count > 0)
     yield "number format of 'auto'", f"{here} for roles on {'GPUs' if count else 'the CPU'}", ""
 

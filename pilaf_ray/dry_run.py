@@ -10,6 +10,7 @@ from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.samplers import labels_per_pair
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.float16_roles import slow_float16_roles
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.model_copies import with_local_settings
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
@@ -35,7 +36,7 @@ def print_plan(config: RunConfig) -> None:
     console = Console()
     config = with_warm_start(config)
     open_mirror(config)
-    for line in (*config.departures_from_theory, *config.idle_settings):
+    for line in (*config.departures_from_theory, *config.idle_settings, *slow_float16_roles(config)):
         console.print(f"warning: {line}", markup=False)
     check_logging(config)
     local = with_local_settings(config)

@@ -12,7 +12,7 @@ from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings
 from pilaf_ray.errors import ModelError
 
 MIB, GIB = 2**20, 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RUNTIME_MIB = {"generator": 1560, "learner": 650, "reference": 590, "oracle": 170, "oracle model": 590}
 """Python, Ray, PyTorch and the role's engine: the peaks of configs/tiny.yaml on CPUs, KV cache taken off."""
 KEPT_SHARE = 0.9

@@ -1,4 +1,4 @@
-"""In which number format each role computes: what ``auto`` stands for."""
+"""In which number format each role computes: what ``auto`` stands for, and where float16 is."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from pilaf_ray.engines.device import resolve_dtype
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoleFormats:
-    """``float32`` or ``bfloat16`` for each role, by where it runs."""
+    """``float32``, ``bfloat16`` or ``float16`` for each role, by where it runs."""
 
     generator: str
     reference: str

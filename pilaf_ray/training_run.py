@@ -22,6 +22,7 @@ from pilaf_ray.engines.learner_layout import require_loadable
 from pilaf_ray.errors import PauseError
 from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
+from pilaf_ray.float16_roles import slow_float16_roles
 from pilaf_ray.generator_numbers import follow_numbers
 from pilaf_ray.learner_side import LearnerSide
 from pilaf_ray.observability.call_trace import CallTrace
@@ -60,7 +61,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         PilafError: with one line that says what is wrong and how to mend it.
     """
     console = console or Console()
-    for line in (*config.departures_from_theory, *config.idle_settings):
+    for line in (*config.departures_from_theory, *config.idle_settings, *slow_float16_roles(config)):
         console.print(f"warning: {line}", markup=False)
     path = Path(config.run.folder) / config.run.name
     if not resume:

@@ -340,7 +340,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardStepResult:
-    """What one optimiser step of the reward model reports."""
+    """What one optimiser step of the reward model reports; the last two as of ``OptimizerStep``."""
 
     version: int
     """Version of the weights after the step."""
@@ -349,6 +349,8 @@ class RewardStepResult:
     margins: tuple[float, ...]
     """r̂(a) − r̂(b) of each pair of the batch, under the weights before the step."""
     grad_norm: float
+    loss_scale: float | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

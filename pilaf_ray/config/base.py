@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CpuThreads = Annotated[int, Field(ge=1)] | Literal["auto"]
 """As :data:`pilaf_ray.threads.Threads`."""
 

@@ -38,7 +38,7 @@ class LearnerSection(Section):
     offload: OffloadSection = OffloadSection()
     """What leaves the device between uses; nothing when left out."""
     precision: Dtype = "auto"
-    """Compute format; master weights are fp32 either way."""
+    """Compute format; master weights are fp32 either way, and float16 scales the loss."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

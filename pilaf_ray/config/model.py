@@ -32,7 +32,7 @@ class ModelSection(Section):
     init_from: str | None = None
     """A run, a checkpoint of one or a model folder that the policy starts from; the reference stays what it is."""
     dtype: Dtype = "auto"
-    """Number format of generation and reference; auto is bfloat16 on GPUs, and on CPUs that multiply it."""
+    """Of generation and reference; auto: bfloat16 where it is multiplied, else float16 on GPUs and float32 on CPUs."""
     max_length: int = Field(ge=8)
     """Longest prompt and response together, in tokens."""
     lora: LoraSection | None = None

@@ -41,7 +41,7 @@ class RewardModelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage; on one rank in fp32, 0 takes the least memory."""
     precision: Dtype = "auto"
-    """Compute format; master weights are fp32 either way."""
+    """Compute format; master weights are fp32 either way, and float16 scales the loss."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """After the warm-up; constant."""
     head_learning_rate: float | None = Field(default=1e-3, gt=0)

@@ -82,7 +82,7 @@ class WeightsSection(Section):
     probe_tolerance: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
     """Largest difference of a token's log-probability, engine against learner; null to skip.
 
-    auto is 0.05 in float32 and 0.5 in bfloat16, whose rounding alone moves single tokens by 0.2.
+    auto is 0.05 in float32 and 0.5 in 16 bits: bfloat16's rounding alone moves single tokens by 0.2.
     """
     relay: bool = False
     """Generators pass weights on to each other (gloo, nccl), so that the learner sends them once.

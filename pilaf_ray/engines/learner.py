@@ -13,6 +13,7 @@ from pilaf_ray.data.pair_batches import PairBatches
 from pilaf_ray.engines.finite_check import FiniteCheck
 from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.loss_scale import float16_hint
 from pilaf_ray.engines.scoring import sum_by_sequence
 from pilaf_ray.engines.trained_models import TrainedPolicy
 from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings
@@ -61,6 +62,7 @@ class PolicyLearner(LearnerRank):
     ) -> None:
         super().__init__("learner", **place)
         self._loss, self._beta, self._smoothing = LOSSES[loss], beta, label_smoothing
+        self._hint = float16_hint(precision, setting="learner.precision")
         self._engine = TrainedPolicy(
             model_path,
             logprob_chunk_tokens=logprob_chunk_tokens,
@@ -107,12 +109,11 @@ class PolicyLearner(LearnerRank):
                 for name, values in outputs.metrics.items():
                     totals[name] += float(values.sum()) * weight
             learning_rate = self._engine.learning_rate
-            grad_norm = self._engine.step()
-            check("gradient", grad_norm)
+            taken = self._engine.step()
+            check(taken.gradient, taken.norm)
             means = {name: value / len(batch) for name, value in self._engine.total(totals).items()}
         metrics = {name: value for name, value in means.items() if name != "loss"}
-        metrics["grad_norm"] = float(grad_norm)
-        metrics["learning_rate"] = learning_rate
+        metrics |= {"learning_rate": learning_rate, **taken.metrics()}
         return StepResult(step=step, loss=means["loss"], metrics=metrics)
 
     def _forward(self, pairs: Sequence[LabeledPair]) -> LossOutputs:
@@ -142,7 +143,7 @@ class PolicyLearner(LearnerRank):
             path=self._dump_folder / f"step-{step}.json",
             step=f"step {step}",
             outcome="no weight was changed, the batch is in",
-            remedy="Lower learner.learning_rate or look at the batch's log-probabilities",
+            remedy=f"Lower learner.learning_rate or look at the batch's log-probabilities{self._hint}",
         )
 
     @property

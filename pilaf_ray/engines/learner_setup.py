@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from pilaf_ray.engines.loss_scale import FLOAT16, float16_section
 from pilaf_ray.engines.zero_options import NO_OFFLOAD, OffloadSettings, zero_section
 from pilaf_ray.memory import LARGEST_BUCKET
 
@@ -48,8 +49,8 @@ def make_engine(
 ) -> tuple[Any, LambdaLR]:
     """A DeepSpeed engine and its schedule; parameters of ``head`` may have a learning rate of their own.
 
-    With ``bfloat16`` the optimizer keeps fp32 master weights: small learning rates
-    round away in bf16.
+    With ``bfloat16`` and ``float16`` the optimizer keeps fp32 master weights: small learning rates
+    round away in 16 bits.
     """
     import deepspeed
 
@@ -73,6 +74,8 @@ def make_engine(
     }
     if precision == "bfloat16":
         settings["bf16"] = {"enabled": True}
+    elif precision == FLOAT16:
+        settings["fp16"] = float16_section()
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in apart]}]
     if apart:
         groups.append({"params": list(head), "lr": head_learning_rate})
@@ -86,4 +89,8 @@ def make_engine(
     factor = schedule_factor(lr_schedule, warmup_steps=warmup_steps, total_steps=total_steps)
     schedule = LambdaLR(optimizer, factor)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if zero_stage == 0 and precision != "float32":
+        # To make its states DeepSpeed has taken a step without a gradient, which Adam counts, and which decays masters.
+        optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
     return engine, schedule

@@ -13,6 +13,7 @@ from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.data.retokenize import Retokenizer
 from pilaf_ray.engines.finite_check import FiniteCheck
 from pilaf_ray.engines.learner_rank import LearnerRank
+from pilaf_ray.engines.loss_scale import float16_hint
 from pilaf_ray.engines.scalar_head import response_mean, same_vocabulary
 from pilaf_ray.engines.trained_models import TrainedScalarHead
 from pilaf_ray.errors import NonFiniteLossError
@@ -69,6 +70,7 @@ class RewardLearner(LearnerRank):
     ) -> None:
         super().__init__("reward", **place)
         self._pooling = pooling
+        self._hint = float16_hint(precision, setting="reward_model.precision")
         self._version, self._heads, self._centering = 0, heads, centering
         self._retokenize = (
             None
@@ -127,14 +129,16 @@ class RewardLearner(LearnerRank):
                 loss += float(total.detach())
                 places += group
                 margins += (rewards[0::2] - rewards[1::2]).mean(dim=1).tolist()[: len(group)]
-            grad_norm = self._engine.step()
-            check("gradient", grad_norm)
+            taken = self._engine.step()
+            check(taken.gradient, taken.norm)
             self._version += 1
             return RewardStepResult(
                 version=self._version,
                 loss=self._engine.total({"loss": loss})["loss"],
                 margins=tuple(self._engine.gather(places, margins, count=len(batch))),
-                grad_norm=float(grad_norm),
+                grad_norm=float(taken.norm),
+                loss_scale=taken.loss_scale,
+                skipped=taken.skipped,
             )
 
     @torch.no_grad()
@@ -187,7 +191,7 @@ class RewardLearner(LearnerRank):
             path=self._dump_folder / f"reward-version-{self._version}.json",
             step=f"reward model, step {self._version + 1}",
             outcome="no weight was changed, the batch is in",
-            remedy="Lower reward_model.learning_rate",
+            remedy=f"Lower reward_model.learning_rate{self._hint}",
         )
 
     def save(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The policy learner against a reward model: PPO, RLOO and GRPO, with PPO's value model in the same process."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pilaf_ray.data.response_batches import ResponseBatches
 from pilaf_ray.engines.finite_check import FiniteCheck
 from pilaf_ray.engines.learner_rank import LearnerRank
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.loss_scale import float16_hint
 from pilaf_ray.engines.rollout_batches import Places, TokenRows
 from pilaf_ray.engines.trained_models import TrainedPolicy, TrainedScalarHead
 from pilaf_ray.engines.training_engine import TrainingEngine
@@ -32,6 +33,9 @@ from pilaf_ray.losses.rollout_targets import (
     token_weights,
 )
 from pilaf_ray.types import ScoredGroup, StepResult, TokenPair
+
+_COUNTED = {"skipped", "value_skipped"}
+"""Metrics that are sums over a step's optimiser steps; others are those of the last."""
 
 
 class RolloutLearner(LearnerRank):
@@ -83,6 +87,7 @@ class RolloutLearner(LearnerRank):
         self._clips, self._importance_cap = (clip_low, clip_high), importance_cap
         self._kl_coefficient, self._kl_target, self._kl_horizon = kl_coefficient, kl_target, kl_horizon
         self._epochs, self._mini_batches = epochs, mini_batches
+        self._hint = float16_hint(precision, setting="learner.precision")
         common: dict[str, Any] = {
             "rank": self._rank,
             "world_size": self._world_size,
@@ -138,11 +143,15 @@ class RolloutLearner(LearnerRank):
             )
             targets = rollout_targets(batch, self._advantages, kl_coefficient=self._kl_coefficient)
             metrics: dict[str, float] = {}
+            skipped: Counter[str] = Counter()
             learning_rate = self._policy.learning_rate
             for chosen in self._plan(len(rows)):
                 metrics = self._update_policy(rows, chosen, targets, old, check)
                 if self._value is not None and values is not None:
                     metrics |= self._update_value(rows, chosen, targets, values, check)
+                for name in _COUNTED & metrics.keys():
+                    skipped[name] += int(metrics[name])
+                metrics |= skipped
             metrics |= {"learning_rate": learning_rate, "kl_coefficient": self._kl_coefficient}
             metrics["advantage_spread"] = float(targets.advantages[rows.mask].std(correction=0))
             self._move_coefficient(float(targets.sequence_kl.mean()), len(rows))
@@ -203,9 +212,9 @@ class RolloutLearner(LearnerRank):
             gap = (logprobs.detach() - places.of(rows.behaviour)).abs()
             for name, value in {**surrogate.metrics, "logprob_gap": gap}.items():
                 totals[name] += float(value.sum()) * weight / tokens
-        grad_norm = engine.step()
-        check("gradient", grad_norm)
-        return engine.total(totals) | {"grad_norm": float(grad_norm)}
+        taken = engine.step()
+        check(taken.gradient, taken.norm)
+        return engine.total(totals) | taken.metrics()
 
     def _update_value(
         self,
@@ -231,16 +240,16 @@ class RolloutLearner(LearnerRank):
             totals["value_loss"] += float(total.detach())
             error = (values.detach() - returns).square()
             totals["value_error"] += float(error.sum()) * weight / tokens
-        grad_norm = engine.step()
-        check("value model's gradient", grad_norm)
+        taken = engine.step()
+        check(f"value model's {taken.gradient}", taken.norm)
         found = engine.total(totals)
         # 1 − residual/variance of the returns: 1 is perfect, 0 is a constant.
         spread = float(targets.returns[rows.mask].var(correction=0))
         explained = 1.0 - found.pop("value_error") / spread if spread else 0.0
         return {
             "value_loss": found["value_loss"],
-            "value_grad_norm": float(grad_norm),
             "value_explained": explained,
+            **taken.metrics("value_"),
         }
 
     def _micro_batches(
@@ -279,7 +288,7 @@ class RolloutLearner(LearnerRank):
             path=self._dump_folder / f"step-{step}.json",
             step=f"step {step}",
             outcome="the step was not taken, its rollouts are in",
-            remedy="Lower learner.learning_rate or set algorithm.reward_clip",
+            remedy=f"Lower learner.learning_rate or set algorithm.reward_clip{self._hint}",
         )
 
     @property

@@ -18,6 +18,7 @@ from pilaf_ray.engines.lora import (
     write_adapter_folder,
 )
 from pilaf_ray.engines.lora_checks import LoraSettings
+from pilaf_ray.engines.loss_scale import check_float16
 from pilaf_ray.engines.model_store import source_of
 from pilaf_ray.engines.quantised import dequantised, forget_quantiser, load_quantised
 from pilaf_ray.engines.scalar_head import ScalarHeadModel, load_scalar_head
@@ -47,7 +48,7 @@ class TrainedPolicy(TrainingEngine):
 
     Raises:
         ModelError: the model cannot be loaded, or not be parted along the sequence.
-        ConfigError: this node cannot offload to a disk, or has no bitsandbytes.
+        ConfigError: this node cannot offload to a disk or train in float16, or has no bitsandbytes.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class TrainedPolicy(TrainingEngine):
         **settings: Any,
     ) -> None:
         check_disk(offload)
+        check_float16(precision, setting="learner.precision")
         network = _load(model_path, lora, precision=precision)
         self._base, self._lora = model_path, lora
         if lora is not None:
@@ -147,7 +149,11 @@ class TrainedScalarHead(TrainingEngine):
         head_learning_rate: of the head; that of the rest when left out.
         heads: so many heads instead of one.
         gradient_checkpointing: compute activations again instead of keeping them.
+        precision: as of :class:`TrainingEngine`.
         settings: of :class:`TrainingEngine`.
+
+    Raises:
+        ConfigError: this node cannot train in float16.
     """
 
     def __init__(
@@ -160,8 +166,11 @@ class TrainedScalarHead(TrainingEngine):
         head_learning_rate: float | None,
         gradient_checkpointing: bool,
         heads: int = 1,
+        precision: str,
         **settings: Any,
     ) -> None:
+        section = "reward_model" if setting == "reward_model" else "learner"
+        check_float16(precision, setting=f"{section}.precision")
         network: Any = load_scalar_head(
             model_path, setting=setting, layers=layers, trainable_layers=trainable_layers, heads=heads
         )
@@ -169,7 +178,8 @@ class TrainedScalarHead(TrainingEngine):
         if gradient_checkpointing:
             _checkpoint_gradients(network)
         head = list(network.score.parameters())
-        super().__init__(ScalarHeadModel(network), head=head, head_learning_rate=head_learning_rate, **settings)
+        model = ScalarHeadModel(network)
+        super().__init__(model, head=head, head_learning_rate=head_learning_rate, precision=precision, **settings)
 
     def per_token(self, batch: SequenceBatch) -> Tensor:
         """The head's output before each response token, shape (response tokens of the batch,); with heads behind it."""

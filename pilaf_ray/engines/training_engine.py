@@ -12,6 +12,7 @@ from pilaf_ray.data.collate import SequenceBatch
 from pilaf_ray.engines.direct_gradients import add_gradients_directly
 from pilaf_ray.engines.heap import give_back
 from pilaf_ray.engines.learner_setup import make_engine
+from pilaf_ray.engines.loss_scale import FLOAT16, LossScale, OptimizerStep, scaling_kept
 from pilaf_ray.engines.other_ranks import TAG, loading_universal, rng_file, saved_ranks, universal_form
 from pilaf_ray.engines.parked_states import ParkedStates
 from pilaf_ray.engines.scoring import write_hf_folder
@@ -29,7 +30,7 @@ class TrainingEngine(ABC):
 
     Args:
         model: what is called; its attribute ``network`` is the Hugging Face model.
-        precision: ``float32`` or ``bfloat16``, also of the weights that are handed out and saved.
+        precision: ``float32``, ``bfloat16`` or ``float16``, also of the weights that are handed out and saved.
         max_grad_norm: what the norm of a step's gradient is cut to.
         sequence_parallel: so many neighbouring ranks take the same micro-batches, and each a part of their rows.
         settings: of :func:`pilaf_ray.engines.learner_setup.make_engine`.
@@ -52,7 +53,7 @@ class TrainingEngine(ABC):
     ) -> None:
         self.rank, self.world_size, self._zero_stage = rank, world_size, zero_stage
         self._together = sequence_parallel
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._dtype: torch.dtype = getattr(torch, precision)
         # Without ZeRO and masters DeepSpeed leaves ``.grad`` to PyTorch; everywhere else it takes gradients from hooks.
         self._plain = zero_stage == 0 and precision == "float32"
         self._max_grad_norm = max_grad_norm
@@ -69,6 +70,7 @@ class TrainingEngine(ABC):
         )
         # On one rank without ZeRO it would copy all gradients to a buffer of their size, and back.
         self._engine.enable_backward_allreduce = zero_stage > 0 or world_size > 1
+        self._scale = LossScale(self._engine, zero_stage=zero_stage) if precision == FLOAT16 else None
         self._engine.eval()
         self._parked = ParkedStates(self._engine)
 
@@ -122,20 +124,29 @@ class TrainingEngine(ABC):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's share of the loss of the whole batch; ``last`` before :meth:`step`."""
         self._engine.set_gradient_accumulation_boundary(last)
+        if self._scale is not None:
+            loss = self._scale.scaled(loss)
         self._engine.backward(loss * (self.world_size * _ACCUMULATION))
         PROGRESS.advance()
 
-    def step(self) -> Tensor:
-        """Update the weights; returns the gradient's norm before clipping.
+    def step(self) -> OptimizerStep:
+        """Update the weights, or in float16 skip the step and lower the loss scale.
 
         With a norm that is not finite no weight has changed under ZeRO, and without it none
         when the caller refuses: call :meth:`all_finite` and raise.
         """
-        norm = self._step()
+        taken = self._scaled_step() if self._scale is not None else OptimizerStep(norm=self._step())
         PROGRESS.advance()
         if self.device.type == "cpu":
             give_back()
-        return norm
+        return taken
+
+    def _scaled_step(self) -> OptimizerStep:
+        assert self._scale is not None, "only float16 is scaled"
+        taken = self._scale.step()
+        if not taken.skipped and self.all_finite(taken.norm):
+            self._schedule.step()
+        return taken
 
     def _step(self) -> Tensor:
         if self._zero_stage == 0:
@@ -252,13 +263,14 @@ class TrainingEngine(ABC):
             CheckpointError: another number of ranks wrote it, and it cannot be converted.
         """
         ranks, strict = saved_ranks(folder), self.keeps_frozen
-        if ranks == self.world_size or self._zero_stage == 0:
-            # Without ZeRO every rank holds the whole state.
-            _, state = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
-        else:
-            form = universal_form(folder, rank=self.rank, world_size=self.world_size)
-            with form as (universal, tag), loading_universal(self._engine):
-                _, state = self._engine.load_checkpoint(str(universal), tag=tag, load_module_strict=strict)
+        with scaling_kept(self._engine.optimizer):
+            if ranks == self.world_size or self._zero_stage == 0:
+                # Without ZeRO every rank holds the whole state.
+                _, state = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
+            else:
+                form = universal_form(folder, rank=self.rank, world_size=self.world_size)
+                with form as (universal, tag), loading_universal(self._engine):
+                    _, state = self._engine.load_checkpoint(str(universal), tag=tag, load_module_strict=strict)
         self._schedule.load_state_dict(state.pop("schedule"))
         for group, rate in zip(self._engine.optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
             # The universal form knows one learning rate for all groups.

@@ -44,8 +44,22 @@ PAIR_METRICS: tuple[MetricDefinition, ...] = (
         "train/grad_norm",
         Last,
         "",
-        "L2 norm of the whole gradient before clipping",
+        "L2 norm of the whole gradient before clipping; 0 where the step was skipped",
         "steady; a jump by a factor of ten announces divergence",
+    ),
+    MetricDefinition(
+        "train/loss_scale",
+        Last,
+        "",
+        "what float16 multiplies the loss with; absent in other formats",
+        "settles after the first steps; a fall to 1 announces the end of the run",
+    ),
+    MetricDefinition(
+        "train/skipped",
+        Sum,
+        "steps",
+        "optimiser steps without an update, because their gradient overflowed float16; absent in other formats",
+        "0, but for some of the first steps and one now and then",
     ),
     MetricDefinition("train/learning_rate", Last, "", "learning rate of this step", "as scheduled"),
     MetricDefinition(
@@ -210,6 +224,8 @@ REWARD_METRICS: tuple[MetricDefinition, ...] = (
         "rises towards 1; below 0, V is worse than a constant",
     ),
     MetricDefinition("train/value_grad_norm", Last, "", "L2 norm of the value model's gradient", "steady"),
+    MetricDefinition("train/value_loss_scale", Last, "", "`train/loss_scale` of the value model", "as there"),
+    MetricDefinition("train/value_skipped", Sum, "steps", "`train/skipped` of the value model", "as there"),
     MetricDefinition(
         "rollouts/responses", Sum, "responses", "responses of π that the policy's step was taken on", "as configured"
     ),
@@ -318,6 +334,8 @@ REWARD_METRICS: tuple[MetricDefinition, ...] = (
         "starts near log 2 ≈ 0.693; falls",
     ),
     MetricDefinition("reward_model/grad_norm", Last, "", "L2 norm of r̂'s newest gradient before clipping", "steady"),
+    MetricDefinition("reward_model/loss_scale", Last, "", "`train/loss_scale` of r̂'s newest step", "as there"),
+    MetricDefinition("reward_model/skipped", Sum, "steps", "`train/skipped` of r̂'s steps", "as there"),
     MetricDefinition("reward_model/version", Last, "steps", "r̂'s optimiser steps so far", "grows"),
     MetricDefinition(
         "reward_model/steps",

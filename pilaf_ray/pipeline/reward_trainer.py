@@ -133,9 +133,13 @@ def _step_metrics(results: Sequence[RewardStepResult]) -> dict[str, float]:
     """Of r̂'s steps beside one step of the policy."""
     if not results:
         return {"reward_model/steps": 0.0}
-    return {
+    metrics = {
         "reward_model/loss": sum(result.loss for result in results) / len(results),
         "reward_model/grad_norm": results[-1].grad_norm,
         "reward_model/version": float(results[-1].version),
         "reward_model/steps": float(len(results)),
     }
+    if (scale := results[-1].loss_scale) is not None:
+        metrics["reward_model/loss_scale"] = scale
+        metrics["reward_model/skipped"] = float(sum(result.skipped for result in results))
+    return metrics

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from float16_units import pretend_float16_units
 from learner_batches import batch
 from rank_processes import RankProcesses
 
@@ -30,6 +31,8 @@ CASES = [
     # Two groups of parameters with learning rates of their own, and parameters that are not trained.
     Case("reward", 3),
     Case("policy", 2, "bfloat16"),
+    # With a loss scale, which is part of the checkpoint.
+    *(Case("policy", stage, "float16") for stage in (1, 3)),
     # Adapters: weights that are not trained are in no checkpoint.
     *(Case("adapters", stage) for stage in (2, 3)),
 ]
@@ -42,12 +45,15 @@ class Taken:
     losses: list[float] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
+    scale: float = 0.0
+    """Of the losses of the two; 0 but in float16."""
 
 
 def make(case: Case, place: dict[str, Any], model: Path, out: Path) -> Any:
     from pilaf_ray.engines.learner import PolicyLearner
     from pilaf_ray.engines.reward_learner import RewardLearner
 
+    pretend_float16_units()
     common = {
         **place,
         "model_path": str(model),
@@ -66,6 +72,12 @@ def make(case: Case, place: dict[str, Any], model: Path, out: Path) -> Any:
     return PolicyLearner(loss="dpo", beta=0.1, label_smoothing=0.0, lr_schedule="linear", total_steps=20, **common)
 
 
+def lower_scale(case: Case, learner: Any) -> None:
+    """A scale that no learner begins with."""
+    if case.precision == "float16":
+        learner._engine._engine.optimizer.loss_scale = 2.0**9
+
+
 def step(case: Case, learner: Any, number: int) -> float:
     if case.kind == "reward":
         return float(learner.train_step(batch()).loss)
@@ -73,7 +85,8 @@ def step(case: Case, learner: Any, number: int) -> float:
 
 
 def two_steps(case: Case, learner: Any) -> Taken:
-    taken = Taken()
+    scale = learner._engine._scale
+    taken = Taken(scale=0.0 if scale is None else scale.value)
     for number in (4, 5):
         taken.rates.append([group["lr"] for group in learner._engine._engine.optimizer.param_groups])
         taken.losses.append(step(case, learner, number))
@@ -89,6 +102,7 @@ def train(place: dict[str, Any], model: Path, out: Path) -> Outcome:
     whole = {}
     for case in CASES:
         learner = make(case, place, model, out)
+        lower_scale(case, learner)
         for number in (1, 2, 3):
             step(case, learner, number)
         folder = case.folder(out, place["world_size"])
@@ -137,6 +151,7 @@ def test_another_number_of_ranks_goes_on_as_if_nothing_had_happened(
 ) -> None:
     expected, found = outcomes[before][0][case], outcomes[after][1][case]
     tolerance = 1e-5 if case.precision == "float32" else 1e-2
+    assert found.scale == expected.scale == (2.0**9 if case.precision == "float16" else 0.0)
     assert found.rates == [pytest.approx(rates) for rates in expected.rates]
     gaps = {name: float((found.weights[name] - expected.weights[name]).abs().max()) for name in expected.weights}
     assert found.losses == pytest.approx(expected.losses, abs=tolerance)

@@ -59,7 +59,7 @@ def train(place: dict[str, Any], stage: int, model: Path, out: Path) -> Trained:
     engine, take_step = trained._engine, trained._engine.step
     gradients: list[dict[str, Tensor]] = []
 
-    def noted() -> Tensor:
+    def noted() -> Any:
         found = engine.network.named_parameters()
         gradients.append({name: p.grad.clone() for name, p in found if p.grad is not None})
         return take_step()

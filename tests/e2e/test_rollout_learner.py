@@ -59,8 +59,7 @@ def make(kind: str, place: dict[str, Any], model: Path, out: Path, **spread: Any
     return RolloutLearner(
         model_path=str(model),
         **place,
-        **spread,
-        precision="float32",
+        **{"precision": "float32", **spread},
         advantages=AdvantageSettings(
             kind=kind,  # type: ignore[arg-type]
             group_size=2,

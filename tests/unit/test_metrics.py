@@ -107,6 +107,8 @@ LEARNER = {
     "chosen_reward": 0.1,
     "rejected_reward": -0.1,
     "grad_norm": 1.5,
+    "loss_scale": 1024.0,
+    "skipped": 0.0,
     "learning_rate": 1e-5,
 }
 

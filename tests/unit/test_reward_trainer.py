@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,21 @@ def to_ledger(store: Store, items: Sequence[LabeledPair]) -> None:
     store.ledger.add_plans([item.pair.plan for item in items])
     store.ledger.add_responses([item.pair for item in items])
     store.ledger.add_labels([item.label for item in items], [item.reference for item in items])
+
+
+async def test_steps_that_float16_skips_are_counted(tmp_path: Path) -> None:
+    class Scaled(Rewards):
+        async def train_step(self, batch: Sequence[LabeledPair]) -> RewardStepResult:
+            taken, first = await super().train_step(batch), self.version == 1
+            scale = 2048.0 if first else 1024.0
+            return replace(taken, skipped=first, loss_scale=scale, grad_norm=0.0 if first else 2.0)
+
+    store = Store(tmp_path / "l.db")
+    figures = await feed(trainer(Scaled(), store), store, 1, batch(1))
+    assert {key: figures[f"reward_model/{key}"] for key in ("steps", "skipped", "loss_scale", "grad_norm")} == {
+        "steps": 2.0, "skipped": 1.0, "loss_scale": 1024.0, "grad_norm": 2.0,
+    }  # fmt: skip
+    assert all(definition_of(key) for key in figures)
 
 
 async def test_held_out_pairs_are_judged_and_never_trained_on_and_uses_are_bounded(tmp_path: Path) -> None:

@@ -142,12 +142,29 @@ def test_formats_are_those_of_the_role_and_not_of_the_driver(monkeypatch: pytest
         ("auto", False, ("amx_bf16",), "bfloat16"),
         ("float32", True, ("amx_bf16",), "float32"),
         ("bfloat16", False, (), "bfloat16"),
+        ("float16", True, (), "float16"),
+        ("float16", False, ("amx_bf16",), "float16"),
     ],
 )
 def test_auto_is_what_the_hardware_multiplies(
     setting: str, on_gpu: bool, flags: tuple[str, ...], expected: str
 ) -> None:
     assert device.resolve_dtype(setting, on_gpu=on_gpu, flags=frozenset(flags)) == expected
+
+
+def test_auto_is_float16_on_gpus_that_have_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the V100 and the T4; what this machine's CPU can do does not matter."""
+    monkeypatch.setattr(device, "gpus_have_bfloat16", lambda: False)
+    for flags in ((), ("amx_bf16",)):
+        assert device.resolve_dtype("auto", on_gpu=True, flags=frozenset(flags)) == "float16"
+        assert device.resolve_dtype("auto", on_gpu=False, flags=frozenset(flags)) != "float16"
+    config = load_config(ROOT / "configs" / "sizing-7b.yaml", [*AUTO, "resources.reward.gpus=0.5"])
+    formats = role_formats(config)
+    assert {formats.generator, formats.reference, formats.learner, formats.reward} == {"float16"}
+    assert oracle_arguments(config.scoring_oracle, gpus=config.resources.oracle.gpus)["dtype"] == "float16"
+    estimated = {e.role: (e.device, e.host) for e in role_memory(config)}
+    monkeypatch.setattr(device, "gpus_have_bfloat16", lambda: True)
+    assert {e.role: (e.device, e.host) for e in role_memory(config)} == estimated, "it takes the room of bfloat16"
 
 
 def test_roles_that_take_turns_need_the_room_of_the_larger_one() -> None:
