@@ -119,7 +119,9 @@ RAY = 'if [ "$1" = start ]; then echo $$ >head.pid; exec sleep 60; fi'
 
 
 def test_the_task_ends_with_its_driver_and_leaves_no_ray(tmp_path: Path) -> None:
-    done = run_task(tmp_path, ray=RAY, driver='echo "$RAY_ADDRESS $*"; exit 3')
+    # A driver that ends at once may end before the stand-in in the background has begun.
+    driver = 'until [ -s head.pid ]; do sleep 0.01; done; echo "$RAY_ADDRESS $*"; exit 3'
+    done = run_task(tmp_path, ray=RAY, driver=driver)
     assert (done.returncode, done.stdout) == (3, f"127.0.0.1:6379 -m pilaf_ray train {NAME}.json --restartable\n")
     assert RunConfig.model_validate_json((tmp_path / f"{NAME}.json").read_text()) == example(target="skypilot").config
     assert not Path(f"/proc/{(tmp_path / 'head.pid').read_text().strip()}").exists()
