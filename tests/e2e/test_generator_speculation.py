@@ -187,18 +187,18 @@ def test_greedy_is_exactly_greedy(tmp_path: Path, run: Run) -> None:
 def test_adaptive_drafts_change_no_token_at_another_temperature(tmp_path: Path, run: Run) -> None:
     """Policy and reference are strangers here, so that windows shrink; at temperature and top-p other than 1."""
 
-    def answers(speculation: Speculation | None) -> tuple[list[SampledResponse], int]:
+    def answers(speculation: Speculation | None) -> tuple[list[SampledResponse], float]:
         served = Served(tmp_path, run, temperature=0.7, top_p=0.9, speculation=speculation)
         run(served.generator.start())
         try:
             given = served.ask(requests_for(COEFFICIENTS, prompt_length=5, shared=0))
-            return given, run(served.generator.draft_counts()).judged
+            return given, run(served.generator.draft_counts()).tokens_per_pass
         finally:
             run(served.generator.stop())
 
-    plain, without = answers(None)
-    drafted, judged = answers(Speculation(tokens=8, adaptive=True))
-    assert without == 0 < judged
+    plain, one_at_a_time = answers(None)
+    drafted, several = answers(Speculation(tokens=8, adaptive=True))
+    assert one_at_a_time == 1 < several
     for one, other in zip(plain, drafted, strict=True):
         assert other.token_ids == one.token_ids
         assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
