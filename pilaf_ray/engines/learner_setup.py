@@ -72,10 +72,7 @@ def make_engine(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    if precision == "bfloat16":
-        settings["bf16"] = {"enabled": True}
-    elif precision == FLOAT16:
-        settings["fp16"] = float16_section()
+    settings |= _precision_section(precision)
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in apart]}]
     if apart:
         groups.append({"params": list(head), "lr": head_learning_rate})
@@ -94,3 +91,10 @@ def make_engine(
         optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
     return engine, schedule
+
+
+def _precision_section(precision: str) -> dict[str, Any]:
+    """DeepSpeed's section for a format of 16 bits; nothing for fp32."""
+    if precision == "bfloat16":
+        return {"bf16": {"enabled": True}}
+    return {"fp16": float16_section()} if precision == FLOAT16 else {}
