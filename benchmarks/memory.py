@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pilaf_ray.config.schema import RunConfig
-from pilaf_ray.memory import MIB
+from pilaf_ray.engines.shared_weights import TRANSPORT
+from pilaf_ray.memory import MIB, MemoryEstimate
 from pilaf_ray.resource_plan import role_memory
 
 Row = tuple[str, str, float, float]
@@ -34,11 +35,17 @@ def rows(folder: Path) -> list[Row]:
     return [
         (
             *(folder.name, e.role),
-            sum(e.host_bytes_of(n) + e.device_bytes for n in range(replicas[e.role])) / MIB,
+            sum(_resident(e, n, shared=config.weights.transport == TRANSPORT) for n in range(replicas[e.role])) / MIB,
             measured[e.role],
         )
         for e in role_memory(config)
     ]
+
+
+def _resident(estimate: MemoryEstimate, replica: int, *, shared: bool) -> float:
+    """Without weights that are shared: the kernel counts them for the machine, not for the process that wrote them."""
+    unmapped = sum(size for name, size in estimate.host if name == "weights to send" and shared and replica == 0)
+    return estimate.host_bytes_of(replica) + estimate.device_bytes - unmapped
 
 
 def error_of(row: Row) -> float:

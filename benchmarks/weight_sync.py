@@ -28,7 +28,7 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.threads import Threads, starting_threads
 
-TRANSPORTS = ("filesystem", "gloo")
+TRANSPORTS = ("shared_memory", "filesystem", "gloo")
 
 
 def start(config: RunConfig, folder: Path) -> tuple[Worker, Worker, list[tuple[tuple[int, ...], float]]]:
@@ -44,8 +44,7 @@ def start(config: RunConfig, folder: Path) -> tuple[Worker, Worker, list[tuple[t
         "deadline_seconds": config.weights.deadline_seconds,
         "lora": config.model.lora and config.model.lora.model_dump(),
     }
-    # An engine of gloo takes files too: they are its second way.
-    engine = generator_arguments(config, inputs) | {"weight_transport": "gloo"}
+    engine = generator_arguments(config, inputs)
     beta = config.algorithm.beta
     coefficients = (0.0, 0.0, beta, -beta)
     requests = [(p.token_ids, coefficients[n % 4]) for n, p in enumerate(inputs.train.prompts)]

@@ -247,7 +247,6 @@ def generator_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
         "tensor_parallel_size": generation.tensor_parallel_size,
         "seed": config.run.seed,
         "enforce_eager": generation.enforce_eager,
-        "weight_transport": config.weights.transport,
         "recompute_caches": config.weights.recompute_caches,
         "takes_turns": config.resources.turns,
         "speculation": _speculation(generation.speculation),

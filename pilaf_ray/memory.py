@@ -204,24 +204,25 @@ def _training(
         "activations": tokens * kept * share,
         "logits": 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocabulary,
     }
-    sent, gloo = (element * trained if sends else 0), settings.transport == "gloo"
+    sent, packs = (element * trained if sends else 0), settings.transport == "gloo"
     runtime, first_only = {"runtime": RUNTIME_MIB["learner"] * MIB}, ("weights to send", "checkpoint")
     if settings.on_gpu:
         device, moved = _part_from_device({**states, **gradients, **forward}, settings.offload)
-        copies = {**moved, "loading": 4 * n, "weights to send": sent * (2 if gloo else 1), "checkpoint": element * n}
+        copies = {**moved, "loading": 4 * n, "weights to send": sent * (2 if packs else 1), "checkpoint": element * n}
         return MemoryEstimate(role=role, device=_parts(device), host=_parts(copies | runtime), first_only=first_only)
     (states, _), (gradients, _) = (
         _part_from_device(parts, settings.offload, places=("nvme",)) for parts in (states, gradients)
     )
-    # Over gloo the newest version stays in memory until the next one is whole.
-    lasting: dict[str, float] = {**states, "weights to send": sent if gloo else 0}
+    # The newest version stays in memory until the next one is whole.
+    kept = sent if settings.transport in ("gloo", "shared_memory") else 0
+    lasting: dict[str, float] = {**states, "weights to send": kept}
     passing = {"gradients": gradients["gradients"], **forward}
     host = _largest(
         _loading(loaded, 4),
         # A micro-batch goes forward beside the gradients of those before; its own come while activations go.
         {**lasting, **passing, "allocator": KEPT_SHARE * sum(passing.values())},
         lasting | gradients,
-        {**states, "weights to send": sent * (2 if gloo else 1)},
+        {**states, "weights to send": sent + kept},
         {**lasting, "checkpoint": element * n},
     )
     return MemoryEstimate(role=role, device=(), host=_parts(host | runtime), first_only=first_only)

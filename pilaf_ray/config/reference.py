@@ -42,8 +42,13 @@ def _rows(section: dict[str, Any], inner: dict[str, str]) -> list[str]:
             default = "see below"
         elif key in section.get("required", []):
             default = "required"
-        rows.append(f"| `{key}` | {default} | {value.get('description', '')} |")
+        rows.append(f"| `{key}` | {_cell(default)} | {_cell(value.get('description', ''))} |")
     return rows
+
+
+def _cell(text: str) -> str:
+    """One line, or the table ends in it."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _inner_sections(section: dict[str, Any]) -> dict[str, str]:

@@ -76,6 +76,22 @@ class ResourcesSection(Section):
     """The cluster to plan for and to submit to, where it cannot be asked."""
 
 
+def check_transport(resources: ResourcesSection, transport: str) -> None:
+    """Raise ValueError where new weights cannot take that way between the roles as they are placed."""
+    without = [role for role in ("generator", "learner") if getattr(resources, role).gpus < 1]
+    if transport == "nccl" and without:
+        raise ValueError(
+            f"weights.transport: nccl moves weights between GPUs, and resources.{without[0]}.gpus is 0: "
+            "give both generator and learner whole GPUs, or set weights.transport: gloo"
+        )
+    nodes = sum(node.count for node in resources.nodes)
+    if transport == "shared_memory" and nodes > 1:
+        raise ValueError(
+            f"weights.transport: shared_memory reaches generators on the learner's node only, and resources.nodes "
+            f"describes {nodes}: set weights.transport: gloo"
+        )
+
+
 def check_turns(resources: ResourcesSection, *, rollouts: str | None, transport: str, to_disk: bool) -> None:
     """Raise ValueError where generator and learner are to take turns and cannot.
 

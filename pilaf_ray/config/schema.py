@@ -33,7 +33,7 @@ from pilaf_ray.config.oracle import (
     ScoringOracleConfig,
 )
 from pilaf_ray.config.prompts import PromptsSection
-from pilaf_ray.config.resources import ResourcesSection, check_turns
+from pilaf_ray.config.resources import ResourcesSection, check_transport, check_turns
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.samplers import SamplerConfig, check_sampler, labels_per_pair
 from pilaf_ray.config.store import StoreSection
@@ -72,8 +72,9 @@ class PipelineSection(Section):
 class WeightsSection(Section):
     """How new weights reach the generators."""
 
-    transport: Literal["gloo", "nccl", "filesystem"] = "filesystem"
-    """gloo needs a network path between learner and generators, nccl GPUs of their own, filesystem a shared folder.
+    transport: Literal["shared_memory", "gloo", "nccl", "filesystem"] = "filesystem"
+    """shared_memory needs generators on the node of the learner's first rank, gloo a network path between them and it,
+    nccl GPUs of their own, filesystem a shared folder.
 
     The shared folder is also the second way, where a transfer over one of the others fails.
     """
@@ -161,13 +162,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _transport_has_devices(self) -> Self:
-        without = [role for role in ("generator", "learner") if getattr(self.resources, role).gpus < 1]
-        if self.weights.transport == "nccl" and without:
-            raise ValueError(
-                f"weights.transport: nccl moves weights between GPUs, and resources.{without[0]}.gpus is 0: "
-                "give both generator and learner whole GPUs, or set weights.transport: gloo"
-            )
+    def _transport_reaches_generators(self) -> Self:
+        check_transport(self.resources, self.weights.transport)
         return self
 
     @model_validator(mode="after")

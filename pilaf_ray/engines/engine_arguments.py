@@ -11,7 +11,7 @@ from pilaf_ray.engines.cpu_options import cpu_options
 from pilaf_ray.engines.in_process_executor import THREADS_KEY, choose_executor
 from pilaf_ray.engines.interpolated_model import ARCHITECTURE_KEY, REFERENCE_KEY
 from pilaf_ray.engines.speculation_settings import Speculation, speculation_arguments
-from pilaf_ray.engines.vllm_plugin import ADAPTED_ARCHITECTURE, ARCHITECTURE, TRANSPORTS
+from pilaf_ray.engines.vllm_plugin import ADAPTED_ARCHITECTURE, ARCHITECTURE, WEIGHT_ENGINE
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.threads import Threads
 
@@ -21,7 +21,6 @@ def engine_arguments(
     *,
     architecture: str,
     reference_path: str,
-    transport: str,
     speculation: Speculation | None,
     shares_base: bool,
     cpu_threads: Threads,
@@ -30,7 +29,6 @@ def engine_arguments(
 
     Args:
         architecture: the one that policy and reference share.
-        transport: how new weights arrive.
         speculation: how far the policy drafts ahead, if it does.
         shares_base: the policy is the reference with adapters.
         cpu_threads: of a worker on CPUs.
@@ -57,7 +55,7 @@ def engine_arguments(
         logprobs_mode="processed_logits",
         worker_extension_cls="pilaf_ray.engines.worker_extension.WorkerExtension",
         additional_config=own,
-        weight_transfer_config=WeightTransferConfig(backend=TRANSPORTS[transport]),
+        weight_transfer_config=WeightTransferConfig(backend=WEIGHT_ENGINE),
         # Not the sampling defaults that a model folder may carry.
         generation_config="vllm",
         disable_log_stats=True,

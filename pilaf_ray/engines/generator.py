@@ -12,7 +12,7 @@ import psutil
 
 from pilaf_ray.engines.engine_environment import prepare_environment
 from pilaf_ray.engines.engine_requests import final_output, sampled_response, sampling_params
-from pilaf_ray.engines.generator_checks import check_models, check_plugin, check_settings, check_speculation
+from pilaf_ray.engines.generator_checks import check_lengths, check_models, check_plugin, check_speculation
 from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.engines.token_records import Record
 from pilaf_ray.engines.vllm_plugin import register
@@ -55,7 +55,6 @@ class Generator:
         seed: of the engine; responses depend on their own seeds only.
         enforce_eager: no compilation; starts faster, decodes slower on GPUs.
         initial_version: version number of the weights in ``policy_path``.
-        weight_transport: ``"filesystem"`` or ``"gloo"``.
         enable_prefix_caching: reuse the KV of shared prompt beginnings.
         speculation: the policy drafts several tokens ahead, and the reference judges them in one forward; it changes
             when a response is done, not what it is. One CPU worker without compilation only.
@@ -66,7 +65,7 @@ class Generator:
             both. One worker without compilation only.
 
     Raises:
-        ConfigError: a limit or the transport is wrong, or the engine cannot draft ahead.
+        ConfigError: a limit is wrong, or the engine cannot draft ahead.
         ModelError: a folder is no model, or the two models do not fit each other.
     """
 
@@ -88,14 +87,13 @@ class Generator:
         seed: int = 0,
         enforce_eager: bool = True,
         initial_version: int = 0,
-        weight_transport: str = "filesystem",
         enable_prefix_caching: bool = True,
         recompute_caches: bool = False,
         takes_turns: bool = False,
         speculation: Speculation | None = None,
         shares_base: bool = False,
     ) -> None:
-        check_settings(weight_transport=weight_transport, max_model_len=max_model_len, max_new_tokens=max_new_tokens)
+        check_lengths(max_model_len=max_model_len, max_new_tokens=max_new_tokens)
         check_speculation(speculation, tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager)
         if shares_base and policy_path != reference_path:
             raise ConfigError("a policy that shares the reference's weights starts as the reference: name one folder")
@@ -120,14 +118,10 @@ class Generator:
         self._max_model_len, self._max_new_tokens = max_model_len, max_new_tokens
         self._temperature, self._top_p = temperature, top_p
         self._cpu_threads = cpu_threads
-        self._transport = weight_transport
         self._speculation, self._shares_base = speculation, shares_base
         self._engine: AsyncLLM | None = None
         self._weights = WeightUpdater(
-            lambda: self._live_engine,
-            initial_version=initial_version,
-            transport=weight_transport,
-            recompute_caches=recompute_caches,
+            lambda: self._live_engine, initial_version=initial_version, recompute_caches=recompute_caches
         )
         self._meter = BusyMeter()
         self._score_ids = count()
@@ -165,7 +159,6 @@ class Generator:
             {**self._engine_arguments, "enable_sleep_mode": self._sleeps},
             architecture=self._architecture,
             reference_path=self._reference_path,
-            transport=self._transport,
             speculation=self._speculation,
             shares_base=self._shares_base,
             cpu_threads=self._cpu_threads,

@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 from typing import TYPE_CHECKING, Any
 
-from pilaf_ray.engines.vllm_plugin import TRANSPORTS
 from pilaf_ray.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -18,10 +17,8 @@ FREE_CONFIG_KEYS = frozenset(
 """Entries of config.json in which policy and reference may differ."""
 
 
-def check_settings(*, weight_transport: str, max_model_len: int, max_new_tokens: int) -> None:
-    """Raise ConfigError where a setting is unknown or leaves no room for a prompt."""
-    if weight_transport not in TRANSPORTS:
-        raise ConfigError(f"weight_transport={weight_transport!r} is unknown: use one of {sorted(TRANSPORTS)}")
+def check_lengths(*, max_model_len: int, max_new_tokens: int) -> None:
+    """Raise ConfigError where responses leave no room for a prompt."""
     if not 0 < max_new_tokens < max_model_len:
         raise ConfigError(
             f"max_model_len={max_model_len} leaves no room for a prompt beside "

@@ -1,4 +1,4 @@
-"""Registers this package's models and weight transports with vLLM.
+"""Registers this package's models and its way of taking weights with vLLM.
 
 vLLM calls :func:`register` in every one of its processes through the entry point
 group ``vllm.general_plugins``. Names are given as strings, so that nothing heavy is
@@ -7,12 +7,12 @@ imported before vLLM itself wants it.
 
 ARCHITECTURE = "PilafInterpolatedForCausalLM"
 ADAPTED_ARCHITECTURE = "PilafAdaptedForCausalLM"
-TRANSPORTS = {"filesystem": "pilaf_filesystem", "gloo": "pilaf_gloo", "nccl": "pilaf_nccl"}
-"""Setting ``weight_transport`` → name of the engine in vLLM's registry."""
+WEIGHT_ENGINE = "pilaf_weights"
+"""The name, in vLLM's registry, of what replaces the policy's weights."""
 
 
 def register() -> None:
-    """Make the interpolated models and the weight transports known; harmless when repeated."""
+    """Make the interpolated models and the weight engine known; harmless when repeated."""
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
@@ -25,11 +25,6 @@ def register() -> None:
     }
     for name in models.keys() - set(ModelRegistry.get_supported_archs()):
         ModelRegistry.register_model(name, models[name])
-    classes = {
-        "filesystem": "FilesystemTransferEngine",
-        "gloo": "PeerTransferEngine",
-        "nccl": "PeerTransferEngine",
-    }
-    for transport, name in TRANSPORTS.items():
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, "pilaf_ray.engines.weight_transfer", classes[transport])
+    if WEIGHT_ENGINE not in WeightTransferEngineFactory._registry:
+        module = "pilaf_ray.engines.weight_transfer"
+        WeightTransferEngineFactory.register_engine(WEIGHT_ENGINE, module, "PolicyTransferEngine")

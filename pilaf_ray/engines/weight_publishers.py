@@ -9,18 +9,17 @@ superseded, so a generator that restarts catches up by itself.
 
 import json
 import logging
-import os
-import secrets
-import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pilaf_ray.engines.rendezvous import own_address
-from pilaf_ray.engines.weight_tickets import SampleChecksum, WeightUpdate
+from pilaf_ray.engines.shared_weights import SharedMemoryPublisher
+from pilaf_ray.engines.weight_files import FilesystemPublisher
+from pilaf_ray.engines.weight_tickets import TRANSPORTS, SampleChecksum, WeightUpdate, describe
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 2 * 2**30
-KEPT_VERSIONS = 2
 GATHER_SECONDS = 1.0
 """How long a row of receivers waits for those that have not come; they get a row of their own."""
 
@@ -61,7 +58,7 @@ def make_publisher(
     host: str | None = None,
     relay: int = 1,
 ) -> WeightPublisher:
-    """The publisher of ``transport``: ``"filesystem"`` (needs ``folder``), ``"gloo"`` or ``"nccl"``.
+    """The publisher of ``transport``, one of ``TRANSPORTS``; ``"filesystem"`` needs ``folder``.
 
     Args:
         host: where generators reach this process; what its node's name resolves to when left out.
@@ -74,110 +71,11 @@ def make_publisher(
         if folder is None:
             raise ConfigError("weight transport 'filesystem' needs a folder that every generator can read")
         return FilesystemPublisher(folder)
+    if transport == "shared_memory":
+        return SharedMemoryPublisher(fallback_folder=folder)
     if transport in ("gloo", "nccl"):
         return PeerPublisher(transport, host=host, timeout_seconds=timeout_seconds, fallback_folder=folder, relay=relay)
-    raise ConfigError(f"weight transport {transport!r} is unknown: use 'filesystem', 'gloo' or 'nccl'")
-
-
-class FilesystemPublisher:
-    """Writes safetensors shards into ``folder/<its own>/v<version>``; keeps the last two that it published.
-
-    A version appears all at once: shards are written and synced under a temporary
-    name, and the folder is renamed last.
-
-    Versions go back when a learner is rolled back or rebuilt, and a learner that was given up may come to again. So
-    every publisher has a folder of its own, and the order in which it publishes decides what is old, not the number.
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        self._shared = Path(folder)
-        self._folder = self._shared / f"publisher-{secrets.token_hex(4)}"
-        self._published: list[Path] = []
-        self._predecessors: list[Path] = []
-
-    def publish(
-        self, version: int, named_tensors: Iterable[tuple[str, "Tensor"]], *, adapter_scale: float | None = None
-    ) -> WeightUpdate:
-        """Write ``version``; an earlier attempt at the same version is replaced.
-
-        Raises:
-            WeightSyncError: the folder cannot be written.
-        """
-        final = self._folder / f"v{version:08d}"
-        temporary = self._folder / f"tmp.v{version:08d}"
-        checksum = SampleChecksum()
-        try:
-            if not self._published:
-                self._predecessors = list(self._shared.glob("publisher-*"))
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            names = [_write_shard(temporary, i, s) for i, s in enumerate(_shards(named_tensors, checksum))]
-            (temporary / "shards.json").write_text(json.dumps(names))
-            _sync(temporary / "shards.json")
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            _sync(self._folder)
-        except OSError as error:
-            raise WeightSyncError(
-                f"cannot publish weights version {version} in {self._folder}: {error}; "
-                "check free space and that the folder is writable"
-            ) from error
-        self._drop_old(final)
-        return checksum.ticket(
-            version=version, transport="filesystem", location=str(final), adapter_scale=adapter_scale
-        )
-
-    def publish_again(self, version: int) -> WeightUpdate | None:
-        """None: the folder is the first way already."""
-
-    def close(self) -> None:
-        """Nothing to free: the files stay for generators that join later."""
-
-    def _drop_old(self, newest: Path) -> None:
-        self._published = [path for path in self._published if path != newest] + [newest]
-        stale, self._published = self._published[:-KEPT_VERSIONS], self._published[-KEPT_VERSIONS:]
-        if len(self._published) > 1:
-            # By now nobody is told to read what came before this publisher.
-            stale += self._predecessors
-            self._predecessors = []
-        for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _shards(named_tensors: Iterable[tuple[str, "Tensor"]], checksum: SampleChecksum) -> Iterator[dict[str, "Tensor"]]:
-    """Group CPU copies into dictionaries of at most ``SHARD_BYTES`` (or one tensor)."""
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in named_tensors:
-        # A clone, because tied or gathered tensors may share or reuse their storage.
-        copy = tensor.detach().to("cpu", copy=True).contiguous()
-        checksum.add(name, copy)
-        nbytes = copy.numel() * copy.element_size()
-        if shard and size + nbytes > SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = copy
-        size += nbytes
-    if shard:
-        yield shard
-
-
-def _write_shard(folder: Path, index: int, tensors: dict[str, "Tensor"]) -> str:
-    from safetensors.torch import save_file
-
-    path = folder / f"shard-{index:05d}.safetensors"
-    save_file(tensors, path, metadata={"order": json.dumps(list(tensors))})
-    _sync(path)
-    return path.name
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    raise ConfigError(f"weight transport {transport!r} is unknown: use one of {', '.join(TRANSPORTS)}")
 
 
 class PeerPublisher:
@@ -227,7 +125,7 @@ class PeerPublisher:
             store = TCPStore("0.0.0.0", 0, None, is_master=True, timeout=self._timeout, wait_for_workers=False)
         except RuntimeError as error:
             raise WeightSyncError(f"cannot serve weights version {version} on {self._host}: {error}") from error
-        store.set("manifest", json.dumps([_describe(n, t) for n, t in tensors.items()]))
+        store.set("manifest", json.dumps([describe(n, t) for n, t in tensors.items()]))
         store.set("joined", "0")
         location = f"{self._host}:{store.port}"
         ticket = checksum.ticket(
@@ -288,7 +186,3 @@ class PeerPublisher:
         except RuntimeError as error:
             # The receivers report their own failure; here it must only not stop the others.
             logger.warning("weights were not sent to receivers %s: %s", receivers, error)
-
-
-def _describe(name: str, tensor: "Tensor") -> dict[str, object]:
-    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}

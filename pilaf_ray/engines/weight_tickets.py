@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRANSPORTS = ("filesystem", "shared_memory", "gloo", "nccl")
 SAMPLES_PER_TENSOR = 256
 
 
@@ -21,7 +22,7 @@ class WeightUpdate:
     version: int
     transport: str
     location: str
-    """A folder (filesystem) or ``host:port`` (gloo and nccl)."""
+    """A folder (filesystem), ``machine:path`` of a table (shared_memory), or ``host:port`` (gloo and nccl)."""
     num_tensors: int
     num_bytes: int
     sample_checksum: str
@@ -65,3 +66,8 @@ class SampleChecksum:
     def hexdigest(self) -> str:
         """The fingerprint so far."""
         return self._hash.hexdigest()
+
+
+def describe(name: str, tensor: "Tensor") -> dict[str, object]:
+    """What a receiver must know to make room for a tensor."""
+    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}

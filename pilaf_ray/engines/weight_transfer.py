@@ -8,13 +8,11 @@ harm. A further call of ``update_weights`` loads. Loading is not left to
 ``finish_weight_update``, because vLLM cannot start another update when that fails.
 """
 
-import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,6 +28,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from pilaf_ray.engines.adapted_model import AdaptedForCausalLM
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.lora import merge_stream
+from pilaf_ray.engines.shared_weights import read_shared
+from pilaf_ray.engines.weight_files import read_folder
 from pilaf_ray.engines.weight_peers import fetch
 from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import WeightSyncError
@@ -62,7 +62,7 @@ class TicketInfo(WeightTransferUpdateInfo):
 
 
 class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
-    """Replaces the weights of the policy half; subclasses say how tensors are fetched."""
+    """Replaces the weights of the policy half by those of a ticket, whichever way they come."""
 
     init_info_cls = NoInit
     update_info_cls = TicketInfo
@@ -97,7 +97,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
 
         def run() -> None:
             try:
-                arriving.set_result(self._verified(self._fetch(ticket), ticket))
+                arriving.set_result(self._verified(fetch_weights(ticket), ticket))
             # Whatever it is, it is for the caller of has_arrived.
             except BaseException as error:
                 arriving.set_exception(error)
@@ -125,7 +125,7 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
             WeightSyncError: the tensors did not arrive, are not what was sent, or are incomplete.
         """
         if update_info.step == "fetch":
-            self._fetched = self._verified(self._fetch(update_info), update_info)
+            self._fetched = self._verified(fetch_weights(update_info), update_info)
         else:
             self._load(update_info)
 
@@ -186,9 +186,6 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
         """Drop what is held."""
         self._fetched, self._arriving = [], None
 
-    def _fetch(self, ticket: TicketInfo) -> NamedTensors:
-        raise NotImplementedError
-
     def _repack_heads(self) -> None:
         """Renew the packed copy of a tied output head.
 
@@ -201,43 +198,19 @@ class PolicyTransferEngine(WeightTransferEngine[NoInit, TicketInfo]):
                 module.quant_method.process_weights_after_loading(module)
 
 
-class FilesystemTransferEngine(PolicyTransferEngine):
-    """Reads the shards that ``FilesystemPublisher`` wrote."""
+def fetch_weights(ticket: TicketInfo) -> NamedTensors:
+    """What ``ticket`` stands for, by its own transport.
 
-    def _fetch(self, ticket: TicketInfo) -> NamedTensors:
-        return _read_folder(ticket)
-
-
-def _read_folder(ticket: TicketInfo) -> NamedTensors:
-    folder = Path(ticket.location)
+    Raises:
+        WeightSyncError: it did not arrive.
+    """
+    if ticket.transport == "filesystem":
+        return read_folder(ticket.location)
+    if ticket.transport == "shared_memory":
+        return read_shared(ticket.location)
     try:
-        shards = json.loads((folder / "shards.json").read_text())
-        return [item for shard in shards for item in _read_shard(folder / shard)]
-    except OSError as error:
+        return fetch(ticket.transport, ticket.location, timeout=timedelta(seconds=ticket.timeout_seconds))
+    except RuntimeError as error:
         raise WeightSyncError(
-            f"cannot read weights version {ticket.version} in {folder}: {error}; "
-            "the folder must be shared with the learner"
+            f"weights version {ticket.version} did not arrive from {ticket.location}: {error}"
         ) from error
-
-
-def _read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in the order of publication (the file itself sorts them)."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt", device="cpu") as shard:
-        for name in json.loads(shard.metadata()["order"]):
-            yield name, shard.get_tensor(name)
-
-
-class PeerTransferEngine(PolicyTransferEngine):
-    """Receives from ``PeerPublisher`` in a row of receivers, or from its folder where that failed."""
-
-    def _fetch(self, ticket: TicketInfo) -> NamedTensors:
-        if ticket.transport == "filesystem":
-            return _read_folder(ticket)
-        try:
-            return fetch(ticket.transport, ticket.location, timeout=timedelta(seconds=ticket.timeout_seconds))
-        except RuntimeError as error:
-            raise WeightSyncError(
-                f"weights version {ticket.version} did not arrive from {ticket.location}: {error}"
-            ) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pilaf_ray.engines.weight_tickets import WeightUpdate
+from pilaf_ray.engines.weight_tickets import TRANSPORTS, WeightUpdate
 from pilaf_ray.errors import WeightSyncError
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 FETCH_SHARE = 0.8
 """Part of an update's deadline that the fetch may take, so that it fails before the whole."""
-THROUGH_MEMORY = ("filesystem", "gloo")
-"""Transports that need no device, so that the engine goes on sampling until the weights are there."""
+ON_DEVICE = ("nccl",)
+"""Transports that need the device; with the others the engine goes on sampling until the weights are there."""
 LOOK_SECONDS = 0.02
 """Between two looks whether they are. The engine answers between its steps."""
 
@@ -26,15 +26,11 @@ class WeightUpdater:
     Args:
         engine: gives the running engine.
         initial_version: version number of the weights that the engine starts with.
-        transport: by which updates arrive; a shared folder is every transport's fallback.
         recompute_caches: compute the KV of running requests anew under the new weights.
     """
 
-    def __init__(
-        self, engine: Callable[[], "AsyncLLM"], *, initial_version: int, transport: str, recompute_caches: bool
-    ) -> None:
+    def __init__(self, engine: Callable[[], "AsyncLLM"], *, initial_version: int, recompute_caches: bool) -> None:
         self._engine = engine
-        self._transport = transport
         self._recompute_caches = recompute_caches
         self.version = initial_version
         """Version of the policy weights now served."""
@@ -56,11 +52,10 @@ class WeightUpdater:
         Raises:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
         """
-        # A shared folder is every transport's fallback.
-        if update.transport not in (self._transport, "filesystem"):
+        if update.transport not in TRANSPORTS:
             raise WeightSyncError(
                 f"weights version {update.version} were published by {update.transport!r}, "
-                f"but this generator reads {self._transport!r}: use one weight_transport"
+                f"but this generator reads {', '.join(TRANSPORTS)} only"
             )
         async with self.updating:
             progress = _Progress()
@@ -86,15 +81,15 @@ class WeightUpdater:
 
         engine = self._engine()
         ticket = {**asdict(update), "timeout_seconds": fetch_seconds}
-        through_memory = update.transport in THROUGH_MEMORY
-        if through_memory:
+        needs_device = update.transport in ON_DEVICE
+        if not needs_device:
             await self._arrival({**ticket, "step": "fetch"})
         progress.is_paused = True
         await engine.pause_generation(mode="keep", clear_cache=False)
         # Nothing is computed from here on, so what comes in now meets the new weights: it gets prefixes of its own.
         self.forget_prefixes()
         await engine.start_weight_update()
-        if not through_memory:
+        if needs_device:
             await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "fetch"}))
         progress.phase = "load"
         await engine.update_weights(WeightTransferUpdateRequest(update_info={**ticket, "step": "load"}))

@@ -39,7 +39,6 @@ async def test_two_workers_draw_what_one_would_and_take_new_weights(tmp_path: Pa
         max_num_seqs=4,
         kv_cache_gib=0.05,
         tensor_parallel_size=2,
-        weight_transport="gloo",
     )
 
     async def ask(version: int) -> list[SampledResponse]:

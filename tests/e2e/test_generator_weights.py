@@ -47,7 +47,6 @@ class Served:
             max_new_tokens=LENGTH,
             max_num_seqs=8,
             kv_cache_gib=0.05,
-            weight_transport=transport,
             recompute_caches=recompute_caches,
         )
 
@@ -68,8 +67,8 @@ class Served:
 
 @pytest.fixture(
     scope="module",
-    params=[(make_tiny_llama, "gloo", True), (make_tiny_qwen2, "filesystem", False)],
-    ids=["tied llama, gloo, caches computed anew", "untied qwen2, filesystem, caches kept"],
+    params=[(make_tiny_llama, "gloo", True), (make_tiny_qwen2, "shared_memory", False)],
+    ids=["tied llama, gloo, caches computed anew", "untied qwen2, shared memory, caches kept"],
 )
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     make, transport, recompute_caches = request.param

@@ -53,7 +53,6 @@ class Adapted:
             max_new_tokens=8,
             max_num_seqs=8,
             kv_cache_gib=0.05,
-            weight_transport=transport,
             **settings,
         )
 

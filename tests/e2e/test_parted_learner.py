@@ -279,9 +279,14 @@ def asynchronous_io() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("asynchronous_io")
 @pytest.mark.parametrize("parameters", [None, "nvme"])
-def test_training_with_a_disk(parameters: Any, alone: RankProcesses, every_weight: Training, folder: Path) -> None:
+@pytest.mark.parametrize("ranks", ["alone", "four"])
+def test_training_with_a_disk(
+    ranks: str, parameters: Any, request: pytest.FixtureRequest, every_weight: Training, folder: Path
+) -> None:
+    """Ranks that share one disk have files of their own there."""
+    processes: RankProcesses = request.getfixturevalue(ranks)
     disk = OffloadSettings(optimizer="nvme", parameters=parameters, nvme_path=str(folder))
-    require_same(alone.run(train, folder / "model", folder, {"zero_stage": 3, "offload": disk}), every_weight)
+    require_same(processes.run(train, folder / "model", folder, {"zero_stage": 3, "offload": disk}), every_weight)
     assert [path for path in folder.rglob("*.swp") if path.stat().st_size], "something was written there"
 
 

@@ -1,5 +1,6 @@
 """Every shipped configuration loads; every mistake is one helpful line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,13 @@ def test_turns_that_cannot_be_taken_are_one_line() -> None:
         load_config(QUICKSTART, [on_gpus, "weights.transport=nccl"])
 
 
+def test_shared_memory_ends_at_the_node() -> None:
+    nodes = "resources.nodes=[{count: 2, cpus: 4, memory_gib: 8}]"
+    with pytest.raises(ConfigError, match=r"learner's node only, and resources\.nodes describes 2: set weights"):
+        load_config(QUICKSTART, [nodes, "weights.transport=shared_memory"])
+    load_config(QUICKSTART, [nodes.replace("count: 2", "count: 1"), "weights.transport=shared_memory"])
+
+
 def test_missing_file_is_said() -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         load_config(Path("nowhere.yaml"))
@@ -107,6 +115,12 @@ def test_missing_file_is_said() -> None:
 
 def test_configuration_page_is_current() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == markdown()
+
+
+def test_a_row_of_the_configuration_page_is_one_line_of_three_cells() -> None:
+    rows = [line for line in markdown().splitlines() if line.startswith("| `")]
+    assert len(rows) > 300
+    assert all(line.endswith(" |") and len(re.findall(r"(?<!\\)\|", line)) == 4 for line in rows)
 
 
 def test_demo_prompts_are_distinct_and_disjoint() -> None:

@@ -59,7 +59,6 @@ def test_missing_model(tmp_path: Path) -> None:
         ),
         ({"speculation": Speculation(), "enforce_eager": False}, "speculation needs generation.enforce_eager"),
         ({"speculation": Speculation(tokens=0)}, "speculation.tokens = 0 must be at least 1"),
-        ({"weight_transport": "pigeon"}, r"'pigeon' is unknown: use one of \['filesystem', 'gloo', 'nccl'\]"),
     ],
 )
 def test_limits_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
