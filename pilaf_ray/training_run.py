@@ -29,6 +29,7 @@ from pilaf_ray.observability.call_trace import CallTrace
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.pipeline import cycle_collector
 from pilaf_ray.pipeline.controller import STOPPED, Controller
+from pilaf_ray.pipeline.held_out import Sample, Score
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
@@ -236,13 +237,30 @@ class TrainingRun:
             reference=roles.reference,
             oracle=roles.oracle,
             seed=self._config.run.seed,
+            batches_at_once=self._config.reference.replicas,
         )
 
     async def _evaluate(self, evaluator: Evaluator, step: int) -> None:
+        score = await self._sample_held_out(evaluator, step)
+        await score()
+
+    async def _sample_held_out(self, evaluator: Evaluator, step: int) -> Score:
+        """Responses of the version of ``step``, which is served; returns what measures them."""
         self._journal.phase(f"evaluating step {step} on {len(self._inputs.evaluation.prompts)} held-out prompts")
-        with self._journal.spans.measure("evaluation"):
-            result = await evaluator.evaluate(step)
-        self._journal.evaluation(result)
+        with self._journal.spans.measure("evaluation: sampling"):
+            responses = await evaluator.sample()
+
+        async def score() -> None:
+            with self._journal.spans.measure("evaluation: scoring"):
+                result = await evaluator.score(step, responses)
+            self._journal.evaluation(result)
+
+        return score
+
+    async def _sample_on_the_way(self, evaluator: Evaluator, step: int) -> Score:
+        score = await self._sample_held_out(evaluator, step)
+        self._journal.phase("training")
+        return score
 
     async def _train_through(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun, stop: StopRequests) -> int:
         """Train to the end, whatever the learner dies of on the way; returns the last step."""
@@ -311,8 +329,8 @@ class TrainingRun:
         async def after_step(report: StepReport) -> None:
             await self._after_step(report, roles, schedule, controller)
 
-        async def evaluate(step: int) -> None:
-            await self._evaluate_if_due(step, evaluator)
+        def evaluate(step: int) -> Sample | None:
+            return partial(self._sample_on_the_way, evaluator, step) if self._is_due(step) else None
 
         self._journal.begin_steps()
         controller = Controller(
@@ -368,12 +386,12 @@ class TrainingRun:
         self._side.served()
         self._journal.event("weights", version=step)
 
-    async def _evaluate_if_due(self, step: int, evaluator: Evaluator) -> None:
+    def _is_due(self, step: int) -> bool:
+        """Whether to evaluate ``step`` on the way; the last one is evaluated in any case."""
         config = self._config
         every = config.evaluation.every_steps
-        due = every and (step % every == 0 or config.schedule.type == "iterative")
-        if due and step < config.step_limit[0]:
-            await self._evaluate(evaluator, step)
+        due = every > 0 and (step % every == 0 or config.schedule.type == "iterative")
+        return due and step < config.step_limit[0]
 
     async def _report(self, roles: Roles, finished: int) -> str:
         counts = (await roles.store.counts()).check()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pilaf_ray.evaluation.report import EvaluationResult
 from pilaf_ray.pipeline.ports import GeneratorPort, TextScorer, TokenScorer
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
-from pilaf_ray.types import GenerationRequest, Prompt, SampledResponse
+from pilaf_ray.types import GenerationRequest, Prompt, SampledResponse, TokenPair
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,11 @@ class Evaluator:
     The KL estimate of a response is Σ_t log π_θ(y_t) − log π_ref(y_t) on y ∼ π_θ,
     unbiased for KL(π_θ ‖ π_ref) at temperature 1; :func:`kl_control` goes with it. The seeds
     depend on the prompt only, so two evaluations differ by the weights and by nothing else.
+
+    Args:
+        samples: responses to each prompt.
+        batch_responses: go to the reference together.
+        batches_at_once: under way there; as many as replicas, so that other work has its turn between them.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Evaluator:
         seed: int,
         samples: int = 1,
         batch_responses: int = 16,
+        batches_at_once: int = 1,
     ) -> None:
         self._prompts = [prompt for prompt in prompts for _ in range(samples)]
         self._generator = generator
@@ -40,12 +46,23 @@ class Evaluator:
         self._seed = seed
         self._samples = samples
         self._batch = batch_responses
+        self._room = asyncio.Semaphore(batches_at_once)
 
     async def evaluate(self, step: int, *, coefficient: float = 0.0) -> EvaluationResult:
         """Evaluate the served policy, or with coefficient −1 the reference; ``step`` only labels the result."""
+        return await self.score(step, await self.sample(coefficient=coefficient))
+
+    async def sample(self, *, coefficient: float = 0.0) -> list[SampledResponse]:
+        """Responses of the served policy, or with coefficient −1 of the reference, in the order of the prompts."""
         started = time.monotonic()
         numbered = [(prompt, number % self._samples) for number, prompt in enumerate(self._prompts)]
-        responses = list(await asyncio.gather(*(self._sample(*item, coefficient) for item in numbered)))
+        responses = list(await asyncio.gather(*(self._respond(*item, coefficient) for item in numbered)))
+        logger.info("sampled %d held-out responses in %.1f s", len(responses), time.monotonic() - started)
+        return responses
+
+    async def score(self, step: int, responses: Sequence[SampledResponse]) -> EvaluationResult:
+        """Measure what :meth:`sample` gave; ``step`` only labels the result."""
+        started = time.monotonic()
         references = await self._reference_logprobs(responses)
         rewards = await self._oracle.score_texts(
             [prompt.text for prompt in self._prompts], [response.text for response in responses]
@@ -62,10 +79,10 @@ class Evaluator:
             token_ids=[list(response.token_ids) for response in responses],
             samples=self._samples,
         )
-        logger.info("evaluated step %d in %.1f s", step, time.monotonic() - started)
+        logger.info("scored step %d in %.1f s", step, time.monotonic() - started)
         return result
 
-    async def _sample(self, prompt: Prompt, draw: int, coefficient: float) -> SampledResponse:
+    async def _respond(self, prompt: Prompt, draw: int, coefficient: float) -> SampledResponse:
         identity = pair_identity(self._seed, 0, prompt.prompt_id, draw)
         return await self._generator.generate(
             GenerationRequest(
@@ -81,8 +98,12 @@ class Evaluator:
             (prompt.token_ids, response.token_ids) for prompt, response in zip(self._prompts, responses, strict=True)
         ]
         chunks = [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
-        scored = await asyncio.gather(*(self._reference.score_tokens(chunk) for chunk in chunks))
+        scored = await asyncio.gather(*(self._score_chunk(chunk) for chunk in chunks))
         return [logprobs for chunk in scored for logprobs in chunk]
+
+    async def _score_chunk(self, chunk: Sequence[TokenPair]) -> Sequence[Sequence[float]]:
+        async with self._room:
+            return await self._reference.score_tokens(chunk)
 
 
 def kl_control(policy: Sequence[float], reference: Sequence[float]) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 from pilaf_ray.errors import first_cause
 from pilaf_ray.pipeline.budget import RunBudget
 from pilaf_ray.pipeline.gate import StalenessGate
+from pilaf_ray.pipeline.held_out import Due, HeldOutQueue
 from pilaf_ray.pipeline.pair_sampling import PairSource, SidePairs
 from pilaf_ray.pipeline.pair_supply import PairSupply
 from pilaf_ray.pipeline.ports import Ports
@@ -31,6 +32,10 @@ from pilaf_ray.store.records import UnfinishedWork
 from pilaf_ray.types import PairPlan
 
 STOPPED = "a request to stop"
+
+
+def _never(_: int) -> None:
+    """No version is evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +57,8 @@ class Controller:
         max_staleness_steps: windows of the schedule that may be sampled ahead.
         after_step: called while the learner holds the step's weights; may checkpoint.
         after_sync: called with a step when every generator serves it.
-        evaluate: called next, unless a stop was requested. The learner goes on meanwhile, but serves nothing newer
-            until the call returns; a stop does not wait for it.
+        evaluate: how to evaluate a step; begun next, unless a stop was requested. The learner goes on meanwhile, but
+            serves nothing newer until it has sampled; scoring is done beside all else. A stop waits for neither.
         pairs: makes pairs of plans; both sides as planned when left out.
         fail_fast: a pair that cannot be sampled ends the run; otherwise it is rejected, counted and replaced.
         turn: the learner's on a device that it shares with the generators, which must have served what was
@@ -73,7 +78,7 @@ class Controller:
         start_step: int,
         after_step: Callable[[StepReport], Awaitable[None]],
         after_sync: Callable[[int], Awaitable[None]],
-        evaluate: Callable[[int], Awaitable[None]] | None = None,
+        evaluate: Due = _never,
         unfinished: UnfinishedWork | None = None,
         fail_fast: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +92,7 @@ class Controller:
         self._step = start_step
         self._served = schedule.served_version(start_step)
         self._after_step = after_step
-        self._after_sync, self._evaluate = after_sync, evaluate
+        self._after_sync, self._held_out = after_sync, HeldOutQueue(evaluate)
         self._pushed: asyncio.Queue[_PushedStep] = asyncio.Queue()
         self._synced = asyncio.Event()
         """Set while no version is on its way, and for good once a stop was requested: that waits for none."""
@@ -137,6 +142,7 @@ class Controller:
         self._stop = self._stop or reason
         self._changed.set()
         self._synced.set()
+        self._held_out.give_up()
 
     async def run(self) -> int:
         """Run until done, stopped or failed; returns the last finished step.
@@ -148,6 +154,7 @@ class Controller:
             asyncio.create_task(self._supply.plan_loop(), name="plan loop"),
             asyncio.create_task(self._supply.labelling.run(), name="label and record loops"),
             asyncio.create_task(self._sync_loop(), name="sync loop"),
+            asyncio.create_task(self._held_out.run(), name="scoring of evaluations"),
         ]
         try:
             done, _ = await asyncio.wait([learner, *workers], return_when=asyncio.FIRST_COMPLETED)
@@ -188,6 +195,7 @@ class Controller:
             # The run ends within a round: what is evaluated is what was trained.
             self._serve(self._step, await self._push(self._step), slots=0)
         await self._synced.wait()
+        await self._held_out.finished()
 
     async def _take_step(self, batch: TrainingBatch, started: float) -> Any:
         """Train on ``batch``, for which the loop has waited since ``started``; returns what was pushed, if anything."""
@@ -242,8 +250,7 @@ class Controller:
             self._sync_seconds = self._clock() - started
             self.gate.release(pushed.slots)
             await self._after_sync(pushed.step)
-            if self._evaluate is not None and not self._stop:
-                await self._evaluate(pushed.step)
+            await self._held_out.sample(pushed.step)
             self._synced.set()
 
     async def _wait_for_batch(self) -> TrainingBatch | None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from pairs import label, pair, plan, response
@@ -12,6 +13,7 @@ from pilaf_ray.errors import OracleError, PoisonPairError, PromptError, RoleLost
 from pilaf_ray.pipeline.budget import RunBudget, Spent
 from pilaf_ray.pipeline.candidate_scoring import ImplicitRewardScorer
 from pilaf_ray.pipeline.controller import STOPPED, Controller
+from pilaf_ray.pipeline.held_out import Due, Score
 from pilaf_ray.pipeline.pair_sampling import CandidatePairs, PairSource
 from pilaf_ray.pipeline.ports import Ports
 from pilaf_ray.pipeline.replicas import ReplicaPool
@@ -135,7 +137,7 @@ def controller(
     fail_fast: bool = False,
     schedule: Schedule | None = None,
     turn: Turn = own_device,
-    evaluate: Callable[[int], Awaitable[None]] | None = None,
+    evaluate: Due | None = None,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -154,7 +156,7 @@ def controller(
         start_step=start,
         after_step=after_step,
         after_sync=after_sync,
-        evaluate=evaluate,
+        **({} if evaluate is None else {"evaluate": evaluate}),
         unfinished=work,
         pairs=pairs,
         fail_fast=fail_fast,
@@ -309,44 +311,83 @@ async def test_stop_finishes_the_step_under_way() -> None:
 async def test_evaluations_come_before_the_next_version_and_the_last_is_waited_for() -> None:
     world = World()
 
-    async def evaluate(step: int) -> None:
+    async def sample(step: int) -> Score:
         await world.wander()
         assert world.version == step, "nothing newer is served meanwhile"
         world.events.append(f"evaluated {step}")
+        return world.wander
 
-    await controller(world, [], staleness=2, steps=6, evaluate=evaluate).run()
+    await controller(world, [], staleness=2, steps=6, evaluate=lambda step: partial(sample, step)).run()
     for step in range(1, 7):
         assert world.events.index(f"served {step}") < world.events.index(f"evaluated {step}")
     assert world.events[-1] == "evaluated 6"
 
 
-@pytest.mark.parametrize("stuck", ["serve 2", "evaluated 2"])
-async def test_a_stop_waits_neither_for_a_pull_nor_for_an_evaluation(stuck: str) -> None:
-    """Both would last for ever; step 3 is trained meanwhile, and not handed out."""
+async def test_scoring_holds_up_the_next_evaluation_only_and_the_last_is_waited_for() -> None:
+    world = World()
+
+    async def sample(step: int) -> Score:
+        world.events.append(f"sampled {step}")
+
+        async def score() -> None:
+            while step == 3 and "served 5" not in world.events:
+                await asyncio.sleep(0)
+            await world.wander()
+            world.events.append(f"scored {step}")
+
+        return score
+
+    async with asyncio.timeout(10):
+        await controller(
+            world, [], staleness=2, steps=9, evaluate=lambda step: None if step % 3 else partial(sample, step)
+        ).run()
+    order = [event for event in world.events if event.startswith(("sampled", "scored"))]
+    assert order == [f"{what} {step}" for step in (3, 6, 9) for what in ("sampled", "scored")]
+    assert world.events.index("served 5") < world.events.index("scored 3")
+    assert world.events[-1] == "scored 9"
+
+
+async def test_an_error_of_scoring_ends_the_run_as_itself() -> None:
+    async def sample() -> Score:
+        async def score() -> None:
+            raise OracleError("no reward of step 1")
+
+        return score
+
+    with pytest.raises(OracleError, match="no reward of step 1"):
+        await controller(World(), [], staleness=2, evaluate=lambda step: sample).run()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize(("stuck", "last"), [("serve 2", 3), ("sampling 2", 3), ("scoring 2", 4)])
+async def test_a_stop_waits_neither_for_a_pull_nor_for_an_evaluation(stuck: str, last: int) -> None:
+    """Each would last for ever; the last step is trained meanwhile, and not handed out."""
 
     class Stuck(World):
         async def serve(self, version: int, update: str) -> None:
-            if stuck == f"serve {version}":
-                self.events.append(f"stuck in {stuck}")
-                await asyncio.Event().wait()
+            await hang(f"serve {version}")
             await super().serve(version, update)
 
-    async def evaluate(step: int) -> None:
-        if stuck == f"evaluated {step}":
+    async def hang(stage: str) -> None:
+        if stuck == stage:
             world.events.append(f"stuck in {stuck}")
             await asyncio.Event().wait()
 
+    async def sample(step: int) -> Score:
+        await hang(f"sampling {step}")
+        return partial(hang, f"scoring {step}")
+
     world, reports = Stuck(), []
-    running = controller(world, reports, staleness=3, evaluate=evaluate)
+    running = controller(world, reports, staleness=3, evaluate=lambda step: partial(sample, step))
     async with asyncio.timeout(10):
         task = asyncio.create_task(running.run())
-        while "train 3" not in world.events or f"stuck in {stuck}" not in world.events:
+        while f"train {last}" not in world.events or f"stuck in {stuck}" not in world.events:
             await asyncio.sleep(0)
         assert not running.is_stopping
         running.request_stop()
-        assert (await task, running.ended_by, running.is_stopping) == (3, STOPPED, True)
-    assert [report.result.step for report in reports] == [1, 2, 3]
-    assert "push 3" not in world.events
+        assert (await task, running.ended_by, running.is_stopping) == (last, STOPPED, True)
+    assert [report.result.step for report in reports] == list(range(1, last + 1))
+    assert f"push {last}" not in world.events
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -370,11 +411,12 @@ async def test_no_evaluation_begins_once_a_stop_was_requested() -> None:
                     await asyncio.sleep(0)
             return await super().train_step(step, batch)
 
-    async def evaluate(step: int) -> None:
+    async def sample(step: int) -> Score:
         evaluated.append(step)
+        return world.wander
 
     world = Slow()
-    running = controller(world, [], staleness=3, evaluate=evaluate)
+    running = controller(world, [], staleness=3, evaluate=lambda step: partial(sample, step))
     async with asyncio.timeout(10):
         assert await running.run() == 3
     assert evaluated == [1] and world.events[-1] == "train 3"
