@@ -101,7 +101,7 @@ class Evaluator:
         scored = await asyncio.gather(*(self._score_chunk(chunk) for chunk in chunks))
         return [logprobs for chunk in scored for logprobs in chunk]
 
-    async def _score_chunk(self, chunk: Sequence[TokenPair]) -> Sequence[Sequence[float]]:
+    async def _score_chunk(self, chunk: Sequence[TokenPair]) -> list[list[float]]:
         async with self._room:
             return await self._reference.score_tokens(chunk)
 
