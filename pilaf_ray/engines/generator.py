@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pilaf_ray.engines.engine_end import end_engine
 from pilaf_ray.engines.engine_environment import prepare_environment
 from pilaf_ray.engines.engine_requests import final_output, sampled_response, sampling_params
 from pilaf_ray.engines.generator_checks import check_lengths, check_models, check_plugin, check_speculation
@@ -298,7 +299,7 @@ class Generator:
         """End the engine's processes; requests under way fail. Harmless when repeated."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            await asyncio.to_thread(engine.shutdown)
+            await end_engine(engine)
 
     async def _run(self, prompt_token_ids: Sequence[int], params: "SamplingParams", request_id: str) -> "RequestOutput":
         generation = self._weights.prefix_generation
