@@ -72,6 +72,7 @@ def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
             gpus=node.gpus,
             memory_gib=node.memory_gib,
             labels=tuple(sorted(node.labels.items())),
+            gpu_memory_gib=node.gpu_memory_gib,
         )
         for kind, node in enumerate(config.resources.nodes)
         for number in range(node.count)
@@ -255,19 +256,18 @@ def cache_shortage(config: RunConfig) -> str | None:
 
 
 def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], plan: PlacementPlan) -> tuple[str, ...]:
-    """Devices and nodes of ``resources.nodes`` that the roles placed on them would fill beyond their memory."""
+    """Devices and nodes of ``plan`` that the roles placed on them would fill beyond their memory."""
     by_role = {estimate.role: estimate for estimate in estimates}
-    sizes = [node.gpu_memory_gib for node in config.resources.nodes if node.gpu_memory_gib]
+    on_gpus = {node.name: node.gpu_memory_gib for node in plan.nodes}
     lines = []
-    for group in plan.groups if sizes else ():
-        for bundle in group.bundles:
-            needed = _device_bytes(config, bundle, by_role) / GIB
-            if needed > max(sizes):
-                names = " and ".join(m.role for m in bundle.members if m.gpus)
-                mend = _mend(bundle.members[0].role)
-                if not config.resources.turns and {m.role for m in bundle.members if m.gpus} >= set(TAKE_TURNS):
-                    mend += ", or let generator and learner take turns (resources.turns)"
-                lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {max(sizes):g}: {mend}")
+    for name, bundle in plan.placed_bundles():
+        needed, size = _device_bytes(config, bundle, by_role) / GIB, on_gpus[name]
+        if size and needed > size:
+            names = " and ".join(m.role for m in bundle.members if m.gpus)
+            mend = _mend(bundle.members[0].role)
+            if not config.resources.turns and {m.role for m in bundle.members if m.gpus} >= set(TAKE_TURNS):
+                mend += ", or let generator and learner take turns (resources.turns)"
+            lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {size:g}: {mend}")
     room = {node.name: node.memory_gib for node in plan.nodes}
     for name, members in plan.members_by_node().items():
         replicas = [member.rsplit("-", 1) for member in members]
