@@ -142,7 +142,8 @@ def read_shape(path: str, *, head: bool = True) -> ModelShape:
 
     try:
         return shape_of(AutoConfig.from_pretrained(path), head=head)
-    except (OSError, ValueError) as error:
+    # A model of a kind that we do not know may lack a size, or need a package to be built.
+    except (OSError, ValueError, AttributeError, ImportError) as error:
         raise ModelError(
             f"{path}: no model configuration to estimate memory from: {str(error).splitlines()[0]}"
         ) from error

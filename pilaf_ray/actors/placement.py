@@ -162,13 +162,22 @@ class Reservations:
 
     def places(self, role: str) -> dict[int, str | None]:
         """Each replica's reserved node, by number; None where the reservation is not granted (any more)."""
-        found: dict[int, str | None] = {}
-        for (name, replica), reserved in self._places.items():
-            if name == role:
-                table = placement_group_table(reserved)
-                index = self._options[name, replica]["scheduling_strategy"].placement_group_bundle_index
-                found[replica] = table["bundles_to_node_id"].get(index) if table["state"] == "CREATED" else None
-        return found
+        return {number: self.node_of(name, number) for name, number in self._places if name == role}
+
+    def node_of(self, role: str, replica: int) -> str | None:
+        """Ray's id of the node on which the replica's place is; None where it has none, or none any more.
+
+        Raises:
+            ClusterError: Ray does not answer.
+        """
+        reserved = self._places.get((role, replica))
+        if reserved is None:
+            return None
+        with asking_ray(f"the place of {role} {replica}"):
+            table = placement_group_table(reserved)
+        index = self._options[role, replica]["scheduling_strategy"].placement_group_bundle_index
+        node: str | None = table["bundles_to_node_id"].get(index) if table["state"] == "CREATED" else None
+        return node
 
     def leave(self, role: str, replica: int) -> None:
         """Give back what one replica has for itself alone; places of the beginning stay reserved for it.

@@ -11,9 +11,10 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from pilaf_ray.actors import node_checks
-from pilaf_ray.actors.placement import Reservations, cluster_nodes, store_place, wait_for_nodes
+from pilaf_ray.actors.placement import Reservations, cluster_nodes, node_name, store_place, wait_for_nodes
 from pilaf_ray.errors import ClusterError, PlacementError
 from pilaf_ray.node_agreement import NodeFacts, read_facts
+from pilaf_ray.node_memory import read_memory
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
 
 LEARNER = RoleRequest(role="learner", replicas=2, cpus=1.0, gpus=1.0, gang=True, strategy="strict_spread")
@@ -119,6 +120,15 @@ async def test_nodes_of_a_run_must_have_its_packages_and_see_its_folder(
     monkeypatch.undo()
     fit = await node_checks.reserve_fit_nodes(plan, folder=tmp_path, seconds=60)
     assert set(fit.node_ids()) == set(nodes)
+
+    # Where Ray put the ranks is what counts, with all the memory that the machine has.
+    granted = await node_checks.as_reserved(replace(plan, assigned={}), fit, seconds=60)
+    names = {node["NodeID"]: node_name(node) for node in ray.nodes()}
+    assert granted.assigned == {"learner": tuple(names[fit.node_of("learner", rank) or ""] for rank in range(2))}
+    total = pytest.approx(read_memory().host_gib)
+    assert [node.memory_gib == total for node in granted.nodes if node.name in granted.assigned["learner"]] == [
+        True
+    ] * 2
 
     # Nodes that are all taken have joined all the same.
     await wait_for_nodes(3, seconds=1)
