@@ -18,6 +18,7 @@ from pilaf_ray.placement import NodeCapacity, PlacementPlan
 from pilaf_ray.resource_plan import (
     cache_shortage,
     cluster_address,
+    divided_ranks,
     memory_shortfalls,
     plan_on,
     planned_nodes,
@@ -171,5 +172,5 @@ def _print_placement(
     for node, members in sorted(plan.members_by_node().items()):
         console.print(f"{node}: {', '.join(members)}", markup=False, highlight=False)
     plan.require()
-    for line in memory_shortfalls(config, estimates, plan):
+    for line in (*memory_shortfalls(config, estimates, plan), *divided_ranks(config, plan)):
         console.print(f"warning: {line}", markup=False, highlight=False)

@@ -340,6 +340,29 @@ def _mend(config: RunConfig, bundle: Bundle) -> str:
     return hint
 
 
+def divided_ranks(config: RunConfig, plan: PlacementPlan) -> tuple[str, ...]:
+    """One line a setting whose ranks talk in every layer and are laid over several nodes by ``plan``."""
+    node_of = {
+        member.replica: node
+        for node, bundle in plan.placed_bundles()
+        for member in bundle.members
+        if member.role == "learner"
+    }
+    lines = []
+    for name in ("sequence_parallel", "hybrid_ranks"):
+        together: int = getattr(config.learner, name)
+        groups = [range(first, first + together) for first in range(0, config.learner.ranks, together)]
+        divided = [group for group in groups if len({node_of.get(rank) for rank in group}) > 1]
+        if divided:
+            ranks, nodes = divided[0], dict.fromkeys(node_of[rank] for rank in divided[0])
+            lines.append(
+                f"learner.{name} = {together}: {len(divided)} of {len(groups)} groups of ranks that talk in every "
+                f"layer lie on several nodes, ranks {ranks[0]} to {ranks[-1]} on {' and '.join(nodes)}: take a number "
+                "that divides the ranks of a node, or larger nodes"
+            )
+    return tuple(lines)
+
+
 def plan_on(config: RunConfig, nodes: tuple[NodeCapacity, ...]) -> PlacementPlan:
     """The roles of ``config`` laid on ``nodes``."""
     return plan_placement(make_groups(role_requests(config)), nodes)

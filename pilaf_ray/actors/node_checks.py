@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +20,7 @@ from pilaf_ray.placement import PlacementPlan
 
 
 async def reserve_fit_nodes(plan: PlacementPlan, *, folder: Path, seconds: float) -> Reservations:
-    """What ``plan`` asks for, on nodes that :func:`require_fit_nodes` accepts.
+    """What ``plan`` asks for, on nodes that :func:`require_fit_nodes` accepts, as are those that are used later.
 
     The plan's own nodes are asked before anything is held. Ray may pack otherwise: nodes that it chose instead are
     asked afterwards, and everything is given back where they are not fit.
@@ -30,12 +31,13 @@ async def reserve_fit_nodes(plan: PlacementPlan, *, folder: Path, seconds: float
     """
     by_name = {name: node for node, name in _names().items()}
     planned = [by_name[name] for names in plan.assigned.values() for name in names if name in by_name]
-    await require_fit_nodes(planned, folder=folder, seconds=seconds)
-    reservations = Reservations(plan.groups)
+    check = partial(require_fit_nodes, folder=folder, seconds=seconds)
+    await check(planned)
+    reservations = Reservations(plan.groups, check=check)
     await reservations.acquire(seconds=seconds)
     try:
-        chosen = [node for node in reservations.node_ids() if node not in planned]
-        await require_fit_nodes(chosen, folder=folder, seconds=seconds)
+        await check([node for node in reservations.node_ids() if node not in planned])
+        reservations.accept()
     except BaseException:
         reservations.release()
         raise

@@ -49,6 +49,11 @@ def test_a_learner_is_fullest_in_a_forward_when_batches_are_large_and_in_the_bac
     assert dict(small.host)["communication"] == 4 * N, "a bucket is no larger than what goes into it"
 
 
+def test_without_a_stage_every_rank_keeps_all_masters() -> None:
+    device = dict(learner_memory(SHAPE, settings(zero_stage=0, ranks=4, precision="bfloat16", on_gpu=True)).device)
+    assert (device["master weights"], device["optimizer"]) == (4 * N, 8 * N)
+
+
 def test_a_model_that_is_cut_was_whole_while_it_was_loaded() -> None:
     cut = ModelShape(
         parameters=N // 2,
