@@ -87,13 +87,19 @@ def role_seconds(
     }
 
 
-def async_bound(seconds: Mapping[str, float], *, max_staleness_steps: int) -> float:
+def async_bound(seconds: Mapping[str, float], *, control_seconds: float, max_staleness_steps: int) -> float:
     """How many times more steps a second than one role after the other, at the most.
 
-    No order of work is faster than its slowest role: the sum of the roles' seconds over the largest. And no
+    No order of work is faster than its slowest part: the sum of all seconds over the largest. And no
     more than ``max_staleness_steps`` + 1 batches are under way at a time, each for at least the sum.
+
+    Args:
+        seconds: of each role, a step.
+        control_seconds: of controller and ledger together, which share a core: a synchronous step waits for them,
+            too, and an asynchronous one is not faster than they are.
     """
-    return min(sum(seconds.values()) / max(seconds.values()), max_staleness_steps + 1.0)
+    parts = [*seconds.values(), control_seconds]
+    return min(sum(parts) / max(parts), max_staleness_steps + 1.0)
 
 
 def spread(values: Sequence[float]) -> float:

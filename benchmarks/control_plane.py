@@ -7,7 +7,8 @@ process keeps to one core. Two questions, one table each:
 with the fake roles' own part) and of the ledger's thread for each pair.
 
 *Overlap.* The roles take the given times: steps/s of the asynchronous run over those of the synchronous one, which is
-the same with ``max_staleness_steps: 0``, and how much of the bound that is (benchmarks/arithmetic.py).
+the same with ``max_staleness_steps: 0``, and how much of the bound that is (benchmarks/arithmetic.py). CPU of
+controller and ledger in the same runs is in the bound; what they wait for a disk is not.
 
 Ray's messages are in neither: there is no Ray here.
 """
@@ -24,7 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from cProfile import Profile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -237,17 +238,17 @@ def ceilings(
 
 def overlap(setting: Settings, cluster: Cluster, *, folder: Path | None, repetitions: int) -> dict[str, Any]:
     """Asynchronous over synchronous, in turn, beside the bound."""
-    steps: dict[int, list[float]] = {0: [], setting.max_staleness_steps: []}
+    runs: dict[int, list[Measured]] = {0: [], setting.max_staleness_steps: []}
     for _ in range(repetitions):
-        for staleness, seconds in steps.items():
-            one = Settings(
-                steps=setting.steps,
-                batch_pairs=setting.batch_pairs,
-                max_staleness_steps=staleness,
-                label_batch_pairs=setting.label_batch_pairs,
-                latencies=setting.latencies,
-            )
-            seconds.append(measure(one, cluster, where="disk", folder=folder, profile=False).step_seconds)
+        for staleness, made in runs.items():
+            one = replace(setting, max_staleness_steps=staleness)
+            made.append(measure(one, cluster, where="disk", folder=folder, profile=False))
+    steps = {staleness: [run.step_seconds for run in made] for staleness, made in runs.items()}
+    every = [run for made in runs.values() for run in made]
+    control = {
+        "controller": statistics.median(run.controller_cpu / setting.steps for run in every),
+        "ledger": statistics.median(run.ledger_cpu / setting.steps for run in every),
+    }
     roles = role_seconds(
         setting.latencies,
         pairs=setting.batch_pairs,
@@ -256,10 +257,15 @@ def overlap(setting: Settings, cluster: Cluster, *, folder: Path | None, repetit
         references=cluster.references,
         reference_share=PLAIN_SHARE,
     )
-    bound = async_bound(roles, max_staleness_steps=setting.max_staleness_steps)
+    bound = async_bound(roles, control_seconds=sum(control.values()), max_staleness_steps=setting.max_staleness_steps)
     ratios = [sync / other for sync, other in zip(steps[0], steps[setting.max_staleness_steps], strict=True)]
     return {
+        "steps": setting.steps,
+        "batch_pairs": setting.batch_pairs,
+        "latencies": asdict(setting.latencies),
+        "length_spread": cluster.length_spread,
         "role_seconds": roles,
+        "control_seconds": control,
         "bound": bound,
         "speed_up": statistics.median(ratios),
         "speed_ups": ratios,
@@ -307,11 +313,24 @@ def print_tables(rows: list[dict[str, Any]], found: dict[str, Any] | None) -> No
     console.print(table)
     if found is None:
         return
-    roles = ", ".join(f"{role} {seconds:.3f} s" for role, seconds in found["role_seconds"].items())
-    console.print(f"work of a step: {roles}; bound of the speed-up: {found['bound']:.2f}")
+    console.print(overlap_table(found))
+
+
+def overlap_table(found: dict[str, Any]) -> Table:
+    """What was drawn, what it comes to, and what was found, a row each."""
+    table = Table(title="the roles take their times", show_header=False)
+    latencies, share = found["latencies"], found["length_spread"]
+    mean = latencies["response"]
+    drawn = f"{mean * (1 - share):g} to {mean * (1 + share):g} s, even between" if share else f"{mean:g} s each"
+    others = ", ".join(f"{name} {seconds:g} s" for name, seconds in latencies.items() if name != "response")
+    table.add_row("times drawn (--length-spread)", f"responses {drawn}; {others}")
+    for name in ("role_seconds", "control_seconds"):
+        listed = ", ".join(f"{role} {seconds:.3f} s" for role, seconds in found[name].items())
+        table.add_row({"role_seconds": "work of a step", "control_seconds": "CPU of a step"}[name], listed)
     for name, seconds in found["step_seconds"].items():
-        console.print(f"{name}: {statistics.median(seconds):.3f} s a step")
-    console.print(f"speed-up: {found['speed_up']:.2f}, {found['of_bound']:.0%} of the bound")
+        table.add_row(f"a step, {name}", f"{statistics.median(seconds):.3f} s")
+    table.add_row("speed-up", f"{found['speed_up']:.2f}, {found['of_bound']:.0%} of the bound of {found['bound']:.2f}")
+    return table
 
 
 def main(
@@ -325,7 +344,7 @@ def main(
     references: Annotated[int, typer.Option(help="Reference replicas.")] = 8,
     ranks: Annotated[int, typer.Option(help="Learner ranks.")] = 8,
     tokens: Annotated[int, typer.Option(help="Tokens of a response.")] = 64,
-    length_spread: Annotated[float, typer.Option(help="Times of responses lie within 1 ± this of the mean.")] = 0.0,
+    length_spread: Annotated[float, typer.Option(help="Times of responses lie evenly in 1 ± this of the mean.")] = 0.0,
     overlap_steps: Annotated[int, typer.Option(help="Steps of an overlap run; 0: none.")] = 12,
     overlap_batch: Annotated[int, typer.Option(help="Pairs of a step there; half of all slots fills them.")] = 2048,
     response_seconds: Annotated[float, typer.Option(help="Of one response.")] = 2.0,
@@ -337,6 +356,7 @@ def main(
     repetitions: Annotated[int, typer.Option(help="Runs of each setting.")] = 3,
     folder: Annotated[Path | None, typer.Option(help="Where ledgers on disk are made; a temporary folder.")] = None,
     profile: Annotated[bool, typer.Option(help="Print the functions that take most CPU; slows the run.")] = False,
+    file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print tables and one line of JSON."""
     cluster = Cluster(
@@ -376,8 +396,11 @@ def main(
         rows = ceilings(settings, cluster, folder=folder, repetitions=repetitions, profile=profile)
         found = overlap(timed, cluster, folder=folder, repetitions=repetitions) if overlap_steps else None
     print_tables(rows, found)
-    described = {"repetitions": repetitions, "tokens": tokens, "generators": generators, "slots": slots}
-    print(json.dumps({"machine": machine(), **described, "ceiling": rows, "overlap": found}))
+    described = {"repetitions": repetitions, **asdict(cluster)}
+    result = {"machine": machine(), **described, "ceiling": rows, "overlap": found}
+    print(json.dumps(result))
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.float16_roles import slow_float16_roles
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.model_copies import with_local_settings
+from pilaf_ray.node_memory import read_memory
 from pilaf_ray.placement import NodeCapacity, PlacementPlan
 from pilaf_ray.resource_plan import (
     cache_shortage,
     cluster_address,
+    divided_ranks,
     memory_shortfalls,
     plan_on,
     planned_nodes,
@@ -109,7 +111,8 @@ def _this_machine(config: RunConfig) -> tuple[NodeCapacity, ...]:
 
     memory = psutil.virtual_memory().available / GIB
     cpus = max(1.0, float(round(config.total_cpus)))
-    return (NodeCapacity(name="this machine", cpus=cpus, gpus=torch.cuda.device_count(), memory_gib=memory),)
+    gpus, size = torch.cuda.device_count(), read_memory().gpu_gib
+    return (NodeCapacity(name="this machine", cpus=cpus, gpus=gpus, memory_gib=memory, gpu_memory_gib=size),)
 
 
 def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate, ...]) -> Table:
@@ -169,5 +172,5 @@ def _print_placement(
     for node, members in sorted(plan.members_by_node().items()):
         console.print(f"{node}: {', '.join(members)}", markup=False, highlight=False)
     plan.require()
-    for line in memory_shortfalls(config, estimates, plan):
+    for line in (*memory_shortfalls(config, estimates, plan), *divided_ranks(config, plan)):
         console.print(f"warning: {line}", markup=False, highlight=False)

@@ -142,7 +142,8 @@ def read_shape(path: str, *, head: bool = True) -> ModelShape:
 
     try:
         return shape_of(AutoConfig.from_pretrained(path), head=head)
-    except (OSError, ValueError) as error:
+    # A model of a kind that we do not know may lack a size, or need a package to be built.
+    except (OSError, ValueError, AttributeError, ImportError) as error:
         raise ModelError(
             f"{path}: no model configuration to estimate memory from: {str(error).splitlines()[0]}"
         ) from error
@@ -191,7 +192,8 @@ def _training(
     states: dict[str, float] = {
         "weights": weights / settings.ranks if stage == 3 else weights,
         "weights for the backward": element * held / settings.hybrid_ranks if settings.hybrid_ranks > 1 else 0,
-        "master weights": 4 * own if stage or element < 4 else 0,
+        # Without a stage every rank keeps all of them.
+        "master weights": 4 * (own if stage else trained) if stage or element < 4 else 0,
         "optimizer": 8 * (own if stage else trained),
     }
     gradients: dict[str, float] = {

@@ -1,6 +1,7 @@
-"""A configuration's models of URLs, seen from the machine that this runs on."""
+"""A configuration's models of URLs and hub ids, seen from the machine that this runs on."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from pilaf_ray.config.paths import model_names, with_models
 from pilaf_ray.config.schema import RunConfig
@@ -20,6 +21,31 @@ def with_local_settings(config: RunConfig) -> RunConfig:
         ModelError: a URL cannot be read, or holds no model.
     """
     return with_models(config, lambda name: local_model(name, weights=False))
+
+
+def with_cached_settings(config: RunConfig) -> RunConfig:
+    """``config`` with the folder of this machine's hub cache for each hub id whose config.json is there.
+
+    Nothing is asked of a network; other names stay what they are.
+    """
+    return with_models(config, _cached)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form of a hub's, OWNER/MODEL, and no folder is called so."""
+    looks_local = is_url(name) or name.startswith((".", "/", "~")) or name.count("/") != 1
+    return not looks_local and not Path(name).is_dir()
+
+
+def _cached(name: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json") if is_hub_id(name) else None
+    except ValueError:
+        # Letters that no name of the hub has.
+        return name
+    return str(Path(found).parent) if isinstance(found, str) else name
 
 
 def describe_models(config: RunConfig) -> Iterator[tuple[str, str, str]]:

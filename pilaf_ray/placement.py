@@ -88,6 +88,8 @@ class NodeCapacity:
     gpus: float = 0.0
     memory_gib: float = 0.0
     labels: tuple[tuple[str, str], ...] = ()
+    gpu_memory_gib: float = 0.0
+    """What one GPU has, whoever uses it; 0 where it is not known."""
 
     def holds(self, bundle: Bundle) -> bool:
         """Whether there is room for ``bundle``."""
@@ -123,12 +125,16 @@ class PlacementPlan:
     """Node names by group, one a bundle; only groups that fit."""
     shortfalls: tuple[str, ...] = ()
 
+    def placed_bundles(self) -> Iterator[tuple[str, Bundle]]:
+        """Each bundle of a group that fits, after the name of its node."""
+        for group in (group for group in self.groups if group.name in self.assigned):
+            yield from zip(self.assigned[group.name], group.bundles, strict=True)
+
     def members_by_node(self) -> dict[str, list[str]]:
         """``role-replica`` names on each node that has any."""
         placed: dict[str, list[str]] = {}
-        for group in (group for group in self.groups if group.name in self.assigned):
-            for node, bundle in zip(self.assigned[group.name], group.bundles, strict=True):
-                placed.setdefault(node, []).extend(f"{m.role}-{m.replica}" for m in bundle.members)
+        for node, bundle in self.placed_bundles():
+            placed.setdefault(node, []).extend(f"{m.role}-{m.replica}" for m in bundle.members)
         return placed
 
     def require(self) -> None:

@@ -72,6 +72,7 @@ def planned_nodes(config: RunConfig) -> tuple[NodeCapacity, ...]:
             gpus=node.gpus,
             memory_gib=node.memory_gib,
             labels=tuple(sorted(node.labels.items())),
+            gpu_memory_gib=node.gpu_memory_gib,
         )
         for kind, node in enumerate(config.resources.nodes)
         for number in range(node.count)
@@ -142,8 +143,12 @@ def role_memory(config: RunConfig, shape: ModelShape | None = None) -> tuple[Mem
 
 def _with_room_to_rest(estimate: MemoryEstimate) -> MemoryEstimate:
     """What is on the device between two uses is on the host while another role has the device."""
-    states = sum(size for name, size in estimate.device if name in STATES)
+    states = _states(estimate.device)
     return replace(estimate, host=(*estimate.host, ("at rest", states)) if states else estimate.host)
+
+
+def _states(parts: tuple[tuple[str, float], ...]) -> float:
+    return sum(size for name, size in parts if name.removeprefix("value model's ") in STATES)
 
 
 def _scalar_head_shape(
@@ -255,39 +260,71 @@ def cache_shortage(config: RunConfig) -> str | None:
 
 
 def memory_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], plan: PlacementPlan) -> tuple[str, ...]:
-    """Devices and nodes of ``resources.nodes`` that the roles placed on them would fill beyond their memory."""
+    """Devices and nodes of ``plan`` that the roles placed on them would fill beyond their memory."""
     by_role = {estimate.role: estimate for estimate in estimates}
-    sizes = [node.gpu_memory_gib for node in config.resources.nodes if node.gpu_memory_gib]
+    on_device = {role: estimate.device_bytes for role, estimate in by_role.items()}
+    nodes = {node.name: node for node in plan.nodes}
     lines = []
-    for group in plan.groups if sizes else ():
-        for bundle in group.bundles:
-            needed = _device_bytes(config, bundle, by_role) / GIB
-            if needed > max(sizes):
-                names = " and ".join(m.role for m in bundle.members if m.gpus)
-                mend = _mend(bundle.members[0].role)
-                if not config.resources.turns and {m.role for m in bundle.members if m.gpus} >= set(TAKE_TURNS):
-                    mend += ", or let generator and learner take turns (resources.turns)"
-                lines.append(f"{names} would take {needed:.0f} GiB of a GPU that has {max(sizes):g}: {mend}")
-    room = {node.name: node.memory_gib for node in plan.nodes}
+    for name, bundle in plan.placed_bundles():
+        needed, size = _device_bytes(config, bundle, on_device) / GIB, nodes[name].gpu_memory_gib
+        if size and needed > size:
+            over = f"{_users(bundle)} would take {needed:.0f} GiB of a GPU that has {size:.4g}"
+            lines.append(f"{over}: {_mend(config, bundle)}")
     for name, members in plan.members_by_node().items():
         replicas = [member.rsplit("-", 1) for member in members]
         needed = sum(by_role[role].host_bytes_of(int(replica)) for role, replica in replicas) / GIB
-        if room[name] and needed > room[name]:
+        if nodes[name].memory_gib and needed > nodes[name].memory_gib:
             lines.append(
-                f"{name} has {room[name]:.0f} GiB of memory, the roles on it would take {needed:.0f}: "
+                f"{name} has {nodes[name].memory_gib:.0f} GiB of memory, the roles on it would take {needed:.0f}: "
                 f"{', '.join(members)}; spread them over more nodes, or take larger ones"
             )
     return tuple(dict.fromkeys(lines))
 
 
-def _device_bytes(config: RunConfig, bundle: Bundle, by_role: Mapping[str, MemoryEstimate]) -> float:
-    """What the roles of ``bundle`` take of one GPU; of those that take turns, the larger one."""
-    sizes = {m.role: by_role[m.role].device_bytes for m in bundle.members if m.gpus}
-    turns = [sizes.pop(role, 0.0) for role in TAKE_TURNS] if config.resources.turns else []
-    return sum(sizes.values()) + max(turns, default=0.0)
+def state_shortfalls(config: RunConfig, estimates: tuple[MemoryEstimate, ...], plan: PlacementPlan) -> tuple[str, ...]:
+    """Devices and nodes of ``plan`` without room for what the roles on them must hold, whatever else they take.
+
+    Roles that reserve nothing are looked at on a cluster of one node only: Ray may put them on another than the plan.
+    """
+    on_device = {estimate.role: _states(estimate.device) for estimate in estimates}
+    on_host = {estimate.role: _states(estimate.host) for estimate in estimates}
+    nodes = {node.name: node for node in plan.nodes}
+    held: dict[str, dict[str, float]] = {}
+    lines = []
+    for name, bundle in plan.placed_bundles():
+        if bundle.is_empty and len(nodes) > 1:
+            continue
+        needed, size = _device_bytes(config, bundle, on_device) / GIB, nodes[name].gpu_memory_gib
+        if size and needed > size:
+            lines.append(
+                f"{_users(bundle)} must hold {needed:.1f} GiB of weights and what trains them on a GPU that has "
+                f"{size:.1f}: {_mend(config, bundle)}"
+            )
+        held.setdefault(name, {}).update((f"{m.role}-{m.replica}", on_host[m.role] / GIB) for m in bundle.members)
+    for name, sizes in held.items():
+        needed, room = sum(sizes.values()), nodes[name].memory_gib
+        if room and needed > room:
+            lines.append(
+                f"{name} has {room:.1f} GiB of memory, and weights and what trains them alone take {needed:.1f}: "
+                f"{', '.join(member for member, size in sizes.items() if size)}; spread them over more nodes, take "
+                "larger ones, or train adapters or a smaller model"
+            )
+    return tuple(dict.fromkeys(lines))
 
 
-def _mend(role: str) -> str:
+def _device_bytes(config: RunConfig, bundle: Bundle, sizes: Mapping[str, float]) -> float:
+    """What the roles of ``bundle`` take of one GPU, of ``sizes`` by role; of those that take turns, the larger one."""
+    there = {m.role: sizes[m.role] for m in bundle.members if m.gpus}
+    turns = [there.pop(role, 0.0) for role in TAKE_TURNS] if config.resources.turns else []
+    return sum(there.values()) + max(turns, default=0.0)
+
+
+def _users(bundle: Bundle) -> str:
+    return " and ".join(member.role for member in bundle.members if member.gpus)
+
+
+def _mend(config: RunConfig, bundle: Bundle) -> str:
+    """Which settings make the first role of ``bundle`` smaller."""
     hints = {
         "generator": "raise generation.tensor_parallel_size, or lower generation.kv_cache_gib",
         "learner": "raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing or learner.offload, "
@@ -297,7 +334,33 @@ def _mend(role: str) -> str:
         "reference": "lower reference.micro_batch_tokens, or take larger GPUs",
         "oracle": "lower oracle.micro_batch_size, or take larger GPUs",
     }
-    return hints[role]
+    hint = hints[bundle.members[0].role]
+    if not config.resources.turns and {m.role for m in bundle.members if m.gpus} >= set(TAKE_TURNS):
+        hint += ", or let generator and learner take turns (resources.turns)"
+    return hint
+
+
+def divided_ranks(config: RunConfig, plan: PlacementPlan) -> tuple[str, ...]:
+    """One line a setting whose ranks talk in every layer and are laid over several nodes by ``plan``."""
+    node_of = {
+        member.replica: node
+        for node, bundle in plan.placed_bundles()
+        for member in bundle.members
+        if member.role == "learner"
+    }
+    lines = []
+    for name in ("sequence_parallel", "hybrid_ranks"):
+        together: int = getattr(config.learner, name)
+        groups = [range(first, first + together) for first in range(0, config.learner.ranks, together)]
+        divided = [group for group in groups if len({node_of.get(rank) for rank in group}) > 1]
+        if divided:
+            ranks, nodes = divided[0], dict.fromkeys(node_of[rank] for rank in divided[0])
+            lines.append(
+                f"learner.{name} = {together}: {len(divided)} of {len(groups)} groups of ranks that talk in every "
+                f"layer lie on several nodes, ranks {ranks[0]} to {ranks[-1]} on {' and '.join(nodes)}: take a number "
+                "that divides the ranks of a node, or larger nodes"
+            )
+    return tuple(lines)
 
 
 def plan_on(config: RunConfig, nodes: tuple[NodeCapacity, ...]) -> PlacementPlan:

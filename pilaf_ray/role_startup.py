@@ -8,11 +8,13 @@ from rich.console import Console
 from pilaf_ray import build
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources, Roles
 from pilaf_ray.actors.learner_group import RewardGroup
-from pilaf_ray.actors.node_checks import reserve_fit_nodes
+from pilaf_ray.actors.node_checks import as_reserved, reserve_fit_nodes
 from pilaf_ray.actors.placement import Reservations, cluster_nodes, wait_for_nodes
 from pilaf_ray.build_rewards import reward_arguments
 from pilaf_ray.config.resources import RoleResourcesConfig
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.memory_checks import check_memory
+from pilaf_ray.model_copies import with_local_settings
 from pilaf_ray.people_run import ask_people, serve_console
 from pilaf_ray.pipeline.supervision import Report
 from pilaf_ray.pipeline.turns import TurnTaking
@@ -30,7 +32,7 @@ async def start_roles(
     Raises:
         PilafError: a role has no room, or does not start.
     """
-    reservations = await _reserve(config, folder)
+    reservations = await _reserve(config, folder, console)
     turns = TurnTaking() if config.resources.turns else None
     launcher = RoleLauncher(
         logs=str(folder.logs.resolve()),
@@ -94,13 +96,21 @@ def _publisher(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-async def _reserve(config: RunConfig, folder: RunFolder) -> Reservations:
-    """Everything that the roles need, before any of them starts to load."""
-    resources = config.resources
-    await wait_for_nodes(sum(node.count for node in resources.nodes), seconds=resources.start_seconds)
+async def _reserve(config: RunConfig, folder: RunFolder, console: Console) -> Reservations:
+    """Everything that the roles need, before any of them starts to load; warnings about memory go to ``console``."""
+    seconds = config.resources.start_seconds
+    await wait_for_nodes(sum(node.count for node in config.resources.nodes), seconds=seconds)
     plan = plan_on(config, cluster_nodes())
     plan.require()
-    return await reserve_fit_nodes(plan, folder=folder.path, seconds=resources.start_seconds)
+    reservations = await reserve_fit_nodes(plan, folder=folder.path, seconds=seconds)
+    try:
+        granted = await as_reserved(plan, reservations, seconds=seconds)
+        for line in check_memory(with_local_settings(config), granted):
+            console.print(f"warning: {line}", markup=False, highlight=False)
+    except BaseException:
+        reservations.release()
+        raise
+    return reservations
 
 
 async def _reward(config: RunConfig, folder: RunFolder, launcher: RoleLauncher) -> RewardGroup | None:

@@ -20,5 +20,5 @@ async def view_cluster(pool: GeneratorPool, reservations: Reservations) -> Clust
             adrift=frozenset(number for number in pool.lost if number in places and places[number] is None),
             spare=tuple(n for n, node in places.items() if n not in nodes and node is not None and node not in leaving),
             reserved=frozenset(places),
-            room=room_for(reservations.alone(ROLE), cluster_nodes(without=leaving)),
+            room=room_for(reservations.alone(ROLE), cluster_nodes(without=leaving | reservations.unfit)),
         )

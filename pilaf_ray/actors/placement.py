@@ -1,7 +1,7 @@
 """Asking Ray for what the planner laid out."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -81,11 +81,25 @@ def _count_working_nodes() -> int:
     return sum(1 for total in totals if total.get("CPU") or total.get("GPU"))
 
 
-class Reservations:
-    """Placement groups of a run: one a replica, one a learner, one a colocated set."""
+NodeCheck = Callable[[Sequence[str]], Awaitable[None]]
+"""Returns if nodes with these ids are fit for the run; raises ClusterError in one line where they are not."""
 
-    def __init__(self, groups: Sequence[BundleGroup]) -> None:
+
+class Reservations:
+    """Placement groups of a run: one a replica, one a learner, one a colocated set.
+
+    Nodes that come into use later, for newcomers or in the place of lost ones, are checked before anything starts on
+    them. One that is not fit is left out from then on: a raylet that is started anew on it is another node to Ray.
+
+    Args:
+        check: of such a node; without it all are fit.
+    """
+
+    def __init__(self, groups: Sequence[BundleGroup], *, check: NodeCheck | None = None) -> None:
         self._groups = groups
+        self._check = check
+        self._fit: set[str] = set()
+        self._unfit: set[str] = set()
         self._reserved: list[Any] = []
         self._joined: dict[tuple[str, int], Any] = {}
         self._options: dict[tuple[str, int], dict[str, Any]] = {}
@@ -110,11 +124,21 @@ class Reservations:
         tables = [placement_group_table(reserved) for reserved in self._reserved]
         return tuple(dict.fromkeys(node for table in tables for node in table["bundles_to_node_id"].values()))
 
+    @property
+    def unfit(self) -> frozenset[str]:
+        """Ray's ids of nodes that were refused."""
+        return frozenset(self._unfit)
+
+    def accept(self) -> None:
+        """What is reserved now is on nodes that were checked."""
+        self._fit.update(self.node_ids())
+
     async def granted(self, role: str, replica: int) -> None:
         """Return once the replica's place is there, which it no longer is while a lost node is not replaced.
 
         Raises:
-            RoleLostError: it did not come back in the time that :meth:`acquire` had.
+            RoleLostError: it did not come back in the time that :meth:`acquire` had, or on a node that is not fit;
+                then it is asked for elsewhere.
             ClusterError: Ray does not answer.
         """
         if self._places.get((role, replica)) is None:
@@ -129,6 +153,42 @@ class Reservations:
                     f"{self._seconds:g} s; add a node, or continue with --resume and a smaller plan"
                 )
             await asyncio.sleep(0.5)
+        try:
+            await self._require_fit(role, replica)
+        except ClusterError as error:
+            self._ask_elsewhere(role, replica)
+            raise RoleLostError(f"{role} {replica} came to a node where it cannot be: {error}") from error
+
+    async def _require_fit(self, role: str, replica: int) -> None:
+        """Check the nodes of the replica's reservation that are new; ClusterError tells what is wrong with one."""
+        if self._check is None:
+            return
+        with asking_ray(f"the place of {role} {replica}"):
+            nodes = placement_group_table(self._places[role, replica])["bundles_to_node_id"].values()
+        for node in dict.fromkeys(nodes):
+            if node in self._fit:
+                continue
+            try:
+                await self._check([node])
+            except ClusterError as error:
+                self._unfit.add(node)
+                raise ClusterError(f"{error}; it is left out until Ray is started anew on it") from error
+            self._fit.add(node)
+
+    def _ask_elsewhere(self, role: str, replica: int) -> None:
+        """Give the reservation of ``replica`` back and ask for the same without nodes that are not fit.
+
+        Where other roles have their places in it, they would be ended: it stays.
+        """
+        group = next((g for g in self._groups if (role, replica) in _members(g)), None) or self._own(role, replica)
+        if {name for name, _ in _members(group)} != {role}:
+            return
+        refused = self._places[role, replica]
+        with asking_ray(f"another place for {role} {replica}"):
+            remove_placement_group(refused)
+            if refused in self._reserved:
+                self._reserved.remove(refused)
+            self._ask(group)
 
     def _is_granted(self, role: str, replica: int) -> bool:
         with asking_ray(f"the place of {role} {replica}"):
@@ -139,19 +199,26 @@ class Reservations:
 
         Raises:
             PlacementError: it is not granted in the time that :meth:`acquire` had.
-            ClusterError: Ray does not answer.
+            ClusterError: Ray does not answer, or grants it on a node that is not fit.
         """
         if (role, replica) in self._options or self._bundle_of(role, 0) is None:
             return False
-        alone = self.alone(role, replica)
-        group = BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
+        group = self._own(role, replica)
         try:
             with asking_ray(f"a place for {role} {replica}"):
-                await self._grant(group, self._ask(group), asyncio.get_running_loop().time() + self._seconds)
+                reserved = self._ask(group)
+                await self._grant(group, reserved, asyncio.get_running_loop().time() + self._seconds)
+            if reserved is not None:
+                await self._require_fit(role, replica)
         except BaseException:
             self.leave(role, replica)
             raise
         return True
+
+    def _own(self, role: str, replica: int) -> BundleGroup:
+        """The group of a replica that is alone in it."""
+        alone = self.alone(role, replica)
+        return BundleGroup(name=f"{role} {replica}", strategy="pack", bundles=(alone,), settings=())
 
     def alone(self, role: str, replica: int = 0) -> Bundle:
         """What replica ``replica`` would reserve for itself: as much as replica 0 has, without roles beside it."""
@@ -162,13 +229,22 @@ class Reservations:
 
     def places(self, role: str) -> dict[int, str | None]:
         """Each replica's reserved node, by number; None where the reservation is not granted (any more)."""
-        found: dict[int, str | None] = {}
-        for (name, replica), reserved in self._places.items():
-            if name == role:
-                table = placement_group_table(reserved)
-                index = self._options[name, replica]["scheduling_strategy"].placement_group_bundle_index
-                found[replica] = table["bundles_to_node_id"].get(index) if table["state"] == "CREATED" else None
-        return found
+        return {number: self.node_of(name, number) for name, number in self._places if name == role}
+
+    def node_of(self, role: str, replica: int) -> str | None:
+        """Ray's id of the node on which the replica's place is; None where it has none, or none any more.
+
+        Raises:
+            ClusterError: Ray does not answer.
+        """
+        reserved = self._places.get((role, replica))
+        if reserved is None:
+            return None
+        with asking_ray(f"the place of {role} {replica}"):
+            table = placement_group_table(reserved)
+        index = self._options[role, replica]["scheduling_strategy"].placement_group_bundle_index
+        node: str | None = table["bundles_to_node_id"].get(index) if table["state"] == "CREATED" else None
+        return node
 
     def leave(self, role: str, replica: int) -> None:
         """Give back what one replica has for itself alone; places of the beginning stay reserved for it.
@@ -187,11 +263,8 @@ class Reservations:
             self._options.pop((role, replica), None)
 
     def _bundle_of(self, role: str, replica: int) -> Bundle | None:
-        for group in self._groups:
-            for bundle in group.bundles:
-                if any((member.role, member.replica) == (role, replica) for member in bundle.members):
-                    return bundle
-        return None
+        bundles = (bundle for group in self._groups for bundle in group.bundles)
+        return next((b for b in bundles if any((m.role, m.replica) == (role, replica) for m in b.members)), None)
 
     def _ask(self, group: BundleGroup) -> Any:
         """Ray's reservation, not granted yet; None where nothing is to be reserved."""
@@ -204,7 +277,7 @@ class Reservations:
             strategy=group.strategy.upper(),
             # Ray wants a new name even where the last holder is being removed.
             name=f"{group.name.replace(' ', '-')}-{uuid4().hex[:8]}",
-            bundle_label_selector=_selectors(group),
+            bundle_label_selector=_selectors(group, without=self._unfit),
         )
         if group in self._groups:
             self._reserved.append(reserved)
@@ -255,6 +328,11 @@ def _resources(bundle: Bundle) -> dict[str, float]:
     return {name: amount for name, amount in amounts.items() if amount}
 
 
-def _selectors(group: BundleGroup) -> list[dict[str, str]] | None:
-    selectors = [dict(bundle.labels) for bundle in group.bundles]
+def _selectors(group: BundleGroup, *, without: Set[str]) -> list[dict[str, str]] | None:
+    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(without))})"} if without else {}
+    selectors = [dict(bundle.labels) | elsewhere for bundle in group.bundles]
     return selectors if any(selectors) else None
+
+
+def _members(group: BundleGroup) -> set[tuple[str, int]]:
+    return {(member.role, member.replica) for bundle in group.bundles for member in bundle.members}

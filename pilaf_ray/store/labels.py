@@ -17,7 +17,8 @@ from pilaf_ray.store.records import LabelEvent, LabelKind, Vote
 from pilaf_ray.store.tables import labels, pairs
 from pilaf_ray.types import PairState
 
-_append = insert(labels).returning(labels.c.sequence, sort_by_parameter_order=True)
+# The key says whose number is whose: to keep the order of rows SQLAlchemy would insert them one by one into SQLite.
+_append = insert(labels).returning(labels.c.key, labels.c.sequence)
 
 
 class LabelLog:
@@ -112,7 +113,8 @@ class LabelLog:
     @staticmethod
     def append(connection: Connection, events: Sequence[Mapping[str, Any]]) -> list[int]:
         """Add events inside the caller's transaction; returns their numbers, in order."""
-        return list(connection.scalars(_append, list(events)))
+        numbers = {row.key: row.sequence for row in connection.execute(_append, list(events)).all()}
+        return [numbers[event["key"]] for event in events]
 
     def _appended(self, connection: Connection, values: Mapping[str, Any], pair_id: str) -> LabelEvent:
         sequence = self.append(connection, [values])[0]

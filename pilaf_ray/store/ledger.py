@@ -157,11 +157,10 @@ class PreferenceLedger:
                 if row.trained_step not in (step, None):
                     raise LedgerError(f"pair {pair_id} was already trained on at step {row.trained_step}, not {step}")
             moving = self._movable(connection, pair_ids, PairState.LABELED, PairState.TRAINED, found=found)
-            if moving:
-                connection.execute(
-                    _move.values(state=PairState.TRAINED.value, trained_step=step, trained_at=now),
-                    [{"at": row.plan_index} for row in moving.values()],
-                )
+            # All get the same values, so that one statement moves many.
+            for part in queries.chunks([row.plan_index for row in moving.values()]):
+                trained = update(pairs).where(pairs.c.plan_index.in_(part))
+                connection.execute(trained.values(state=PairState.TRAINED.value, trained_step=step, trained_at=now))
 
     def reject(self, pair_id: str, reason: str) -> None:
         """PLANNED, SAMPLED or LABELED → REJECTED: it cannot be worked on, or somebody threw it out."""

@@ -47,7 +47,7 @@ def standing(connection: Connection, pair_ids: Sequence[str]) -> dict[str, Row[A
     return {
         row.pair_id: row
         for part in chunks(pair_ids)
-        for row in connection.execute(select(pairs).where(pairs.c.pair_id.in_(part)).with_for_update())
+        for row in connection.execute(select(pairs).where(pairs.c.pair_id.in_(part)).with_for_update()).all()
     }
 
 

@@ -45,11 +45,11 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be handed over.")] = False,
 ) -> None:
     """Hand a run to a scheduler; submitted again, it goes on where it stopped."""
-    from pilaf_ray.submission.job import check, make_job, memory_warnings, render
+    from pilaf_ray.submission.job import check, job_memory_warnings, make_job, render
 
     job = make_job(load_config(config, overrides or []), working_dir=working_dir, target=to)
     check(job, to)
-    for line in memory_warnings(job):
+    for line in job_memory_warnings(job):
         typer.echo(f"warning: {line}", err=True)
     if to is Target.ray and (names := job.config.submission.secrets):
         typer.echo(f"note: {', '.join(names)} must be in the environment of `ray start` on the nodes", err=True)

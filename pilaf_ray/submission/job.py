@@ -11,12 +11,12 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pilaf_ray.config.algorithms import PpoConfig
 from pilaf_ray.config.resources import NodeConfig
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ConfigError
+from pilaf_ray.memory_checks import memory_warnings
 from pilaf_ray.placement import GIB
-from pilaf_ray.resource_plan import cache_shortage, memory_shortfalls, plan_on, planned_nodes, role_memory
+from pilaf_ray.resource_plan import plan_on, planned_nodes
 from pilaf_ray.submission.places import absolute, below, require_on_volume
 
 TARGETS = ("ray", "slurm", "kuberay", "skypilot")
@@ -107,20 +107,10 @@ def check(job: Job, target: str) -> None:
     plan_on(job.config, planned_nodes(job.config)).require()
 
 
-def memory_warnings(job: Job) -> tuple[str, ...]:
-    """Memory that the roles would overfill, and a cache that is small, by the estimate of ``--dry-run``.
-
-    Empty where it cannot be said: no nodes are listed, or a model is not a folder of this machine.
-    """
+def job_memory_warnings(job: Job) -> tuple[str, ...]:
+    """As :func:`pilaf_ray.memory_checks.memory_warnings`, for the nodes that are listed; without any, nothing."""
     config = absolute(job.config, job.working_dir)
-    reward = config.reward_model.path if config.reward_model else None
-    value = config.algorithm.value.path if isinstance(config.algorithm, PpoConfig) else None
-    named = [config.model.policy, getattr(config.scoring_oracle, "path", None), reward, value]
-    if not job.nodes or not all(Path(model).is_dir() for model in named if model):
-        return ()
-    plan = plan_on(config, planned_nodes(config))
-    shortage = cache_shortage(config)
-    return (*memory_shortfalls(config, role_memory(config), plan), *([shortage] if shortage else []))
+    return memory_warnings(config, plan_on(config, planned_nodes(config))) if job.nodes else ()
 
 
 def _require_accelerators(job: Job) -> None:

@@ -1,7 +1,7 @@
 """Reservations on a real Ray cluster of three nodes."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from pilaf_ray.actors import node_checks
-from pilaf_ray.actors.placement import Reservations, cluster_nodes, store_place, wait_for_nodes
-from pilaf_ray.errors import ClusterError, PlacementError
+from pilaf_ray.actors.placement import Reservations, cluster_nodes, node_name, store_place, wait_for_nodes
+from pilaf_ray.errors import ClusterError, PlacementError, RoleLostError
 from pilaf_ray.node_agreement import NodeFacts, read_facts
+from pilaf_ray.node_memory import read_memory
 from pilaf_ray.placement import RoleRequest, make_groups, plan_placement
 
 LEARNER = RoleRequest(role="learner", replicas=2, cpus=1.0, gpus=1.0, gang=True, strategy="strict_spread")
@@ -120,11 +121,60 @@ async def test_nodes_of_a_run_must_have_its_packages_and_see_its_folder(
     fit = await node_checks.reserve_fit_nodes(plan, folder=tmp_path, seconds=60)
     assert set(fit.node_ids()) == set(nodes)
 
+    # Where Ray put the ranks is what counts, with all the memory that the machine has.
+    granted = await node_checks.as_reserved(replace(plan, assigned={}), fit, seconds=60)
+    names = {node["NodeID"]: node_name(node) for node in ray.nodes()}
+    assert granted.assigned == {"learner": tuple(names[fit.node_of("learner", rank) or ""] for rank in range(2))}
+    total = pytest.approx(read_memory().host_gib)
+    assert [node.memory_gib == total for node in granted.nodes if node.name in granted.assigned["learner"]] == [
+        True
+    ] * 2
+
     # Nodes that are all taken have joined all the same.
     await wait_for_nodes(3, seconds=1)
     with pytest.raises(ClusterError, match=r"3 of the 4 nodes in resources\.nodes joined the cluster within 1 s"):
         await wait_for_nodes(4, seconds=1)
     fit.release()
+
+
+async def test_a_node_that_is_lost_is_missed_and_only_a_fit_one_takes_its_place(three_nodes: Cluster) -> None:
+    unfit = set[str]()
+
+    async def check(nodes: Sequence[str]) -> None:
+        if unfit & set(nodes):
+            raise ClusterError("node b has torch 2.12.0 (here 2.13.0)")
+
+    first = three_nodes.add_node(num_cpus=1, labels={"pool": "spare"})
+    spare = RoleRequest(role="generator", replicas=1, cpus=1.0, labels=(("pool", "spare"),))
+    reservations = Reservations(make_groups([spare]), check=check)
+    await reservations.acquire(seconds=60)
+    reservations.accept()
+    assert reservations.node_of("generator", 0) == first.node_id
+    three_nodes.remove_node(first, allow_graceful=False)
+    async with asyncio.timeout(60):
+        while reservations.node_of("generator", 0) is not None:
+            await asyncio.sleep(0.1)
+    reservations._seconds = 1.0
+    shrank = r"generator 0 has no place: the cluster shrank below the plan, and 1 CPU on one node did not come back"
+    with pytest.raises(RoleLostError, match=shrank):
+        await reservations.granted("generator", 0)
+
+    # Somebody adds a node that is not fit, and then one that is.
+    reservations._seconds = 60.0
+    second = three_nodes.add_node(num_cpus=1, labels={"pool": "spare"})
+    unfit.add(second.node_id)
+    with pytest.raises(RoleLostError, match=r"came to a node where it cannot be: node b has torch 2\.12\.0"):
+        await reservations.granted("generator", 0)
+    assert reservations.unfit == {second.node_id}
+    third = three_nodes.add_node(num_cpus=1, labels={"pool": "spare"})
+    await reservations.granted("generator", 0)
+    assert reservations.node_of("generator", 0) == third.node_id
+    reservations._seconds = 1.0
+    with pytest.raises(PlacementError, match="did not reserve 1 x 1 CPU for generator 1 within 1 s"):
+        await reservations.join("generator", 1)
+    reservations.release()
+    for node in (second, third):
+        three_nodes.remove_node(node)
 
 
 def test_a_ledger_in_a_file_stays_on_the_drivers_node() -> None:

@@ -46,12 +46,25 @@ def test_work_of_a_step_by_role() -> None:
     assert seconds == pytest.approx({"generator": 8.25, "oracle": 0.4, "reference": 0.4, "learner": 3.5})
 
 
-def test_bound_is_the_slowest_role_or_the_batches_under_way() -> None:
-    assert async_bound({"generator": 4.0, "learner": 3.0, "oracle": 1.0}, max_staleness_steps=5) == 2.0
-    even = {"generator": 1.0, "learner": 1.0, "oracle": 1.0, "reference": 1.0}
-    assert async_bound(even, max_staleness_steps=1) == 2.0
-    assert async_bound(even, max_staleness_steps=0) == 1.0
-    assert async_bound(even, max_staleness_steps=9) == 4.0
+@pytest.mark.parametrize(
+    ("roles", "control", "staleness", "bound"),
+    [
+        ((4.0, 3.0, 1.0), 0.0, 5, 2.0),
+        # A synchronous step waits for controller and ledger, too ...
+        ((4.0, 3.0, 1.0), 2.0, 5, 2.5),
+        # ... and no step is faster than they are.
+        ((4.0, 3.0, 1.0), 8.0, 5, 2.0),
+        # No more batches are under way than the staleness bound lets.
+        ((1.0, 1.0, 1.0), 1.0, 1, 2.0),
+        ((1.0, 1.0, 1.0), 1.0, 0, 1.0),
+        ((1.0, 1.0, 1.0), 1.0, 9, 4.0),
+    ],
+)
+def test_bound_is_the_slowest_part_or_the_batches_under_way(
+    roles: tuple[float, ...], control: float, staleness: int, bound: float
+) -> None:
+    seconds = dict(zip(("generator", "learner", "oracle"), roles, strict=True))
+    assert async_bound(seconds, control_seconds=control, max_staleness_steps=staleness) == bound
 
 
 def test_spread() -> None:

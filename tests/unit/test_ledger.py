@@ -45,6 +45,18 @@ def test_messages_come_back_as_they_went_in(ledger: PreferenceLedger) -> None:
     assert ledger.next_plan_index() == 3
 
 
+def test_many_at_once_are_more_than_a_statement_takes_and_each_gets_its_own_label(ledger: PreferenceLedger) -> None:
+    number = 2500
+    ledger.add_plans([plan(i) for i in range(number)])
+    ledger.add_responses([pair(i) for i in range(number)])
+    labels = [label(i, probability=i / number) for i in range(number)]
+    ledger.add_labels(labels[::-1], [reference(i) for i in range(number)][::-1])
+    assert [labeled.label for labeled in ledger.unfinished().labeled] == labels
+    ledger.mark_trained(1, [f"pair-{i}" for i in range(1, number)])
+    ledger.mark_trained(1, [f"pair-{i}" for i in range(1, number)])
+    assert count(ledger) == {"labeled": 1, "trained": number - 1}
+
+
 def test_how_a_pair_was_drawn_survives_and_goes_with_its_responses(ledger: PreferenceLedger) -> None:
     draw = PairDraw(
         branch="interpolated",

@@ -1,7 +1,7 @@
 """Nodes that do not belong in one run, a port that is taken, a head or a place that is gone: one line each."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,3 +136,82 @@ async def test_a_ray_that_does_not_answer_is_one_line_and_nothing_is_forgotten(m
     monkeypatch.setattr(placement, "remove_placement_group", given_back.append)
     reservations.leave("generator", 3)
     assert given_back == ["reserved"] and ("generator", 3) not in reservations._places
+
+
+class FakeRay:
+    """Reservations that are granted on the node that comes next; what was asked of it is written down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *nodes: str) -> None:
+        self.nodes, self.selectors, self.given_back = iter(nodes), list[Any](), list[object]()
+        monkeypatch.setattr(placement, "placement_group", self.ask)
+        monkeypatch.setattr(placement, "PlacementGroupSchedulingStrategy", lambda *_, **__: "there")
+        monkeypatch.setattr(placement, "remove_placement_group", self.given_back.append)
+        monkeypatch.setattr(placement, "placement_group_table", lambda reserved: reserved.table)
+
+    def ask(self, bundles: list[Any], *, bundle_label_selector: Any, **_: object) -> Any:
+        self.selectors.append(bundle_label_selector)
+        return Granted({"state": "CREATED", "bundles_to_node_id": {n: next(self.nodes) for n in range(len(bundles))}})
+
+
+class Granted:
+    def __init__(self, table: dict[str, Any]) -> None:
+        self.table = table
+
+    async def ready(self) -> None: ...
+
+
+async def only_fit(nodes: Sequence[str]) -> None:
+    (node,) = nodes
+    if not node.startswith("fit"):
+        raise ClusterError(f"node {node} has torch 2.12.0 (here 2.13.0)")
+
+
+GENERATOR = RoleRequest(role="generator", replicas=1, gpus=1.0, labels=(("pool", "a"),))
+REFUSAL = r"node old has torch 2\.12\.0 \(here 2\.13\.0\); it is left out until Ray is started anew on it"
+
+
+async def test_a_newcomers_node_that_is_not_fit_is_refused_and_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch, "first", "old", "fit-2")
+    reservations = placement.Reservations(make_groups([GENERATOR]), check=only_fit)
+    await reservations.acquire(seconds=1)
+    reservations.accept()
+    await reservations.granted("generator", 0)
+    with pytest.raises(ClusterError, match=f"^{REFUSAL}$"):
+        await reservations.join("generator", 1)
+    assert len(fake.given_back) == 1 and reservations.options("generator", 1) == {}
+    assert reservations.unfit == {"old"}
+    assert await reservations.join("generator", 1)
+    assert fake.selectors[-1] == [{"pool": "a", "ray.io/node-id": "!in(old)"}]
+
+
+async def test_a_place_that_came_to_a_node_that_is_not_fit_is_asked_for_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = RoleRequest(role="learner", replicas=2, gpus=1.0, gang=True)
+    fake = FakeRay(monkeypatch, "one", "two", "fit-3", "fit-4")
+    reservations = placement.Reservations(make_groups([ranks]), check=only_fit)
+    await reservations.acquire(seconds=1)
+    reservations.accept()
+    moved = reservations._places["learner", 0]
+    moved.table["bundles_to_node_id"][1] = "old"
+    with pytest.raises(RoleLostError, match=f"^learner 0 came to a node where it cannot be: {REFUSAL}$"):
+        await reservations.granted("learner", 0)
+    assert fake.given_back == [moved]
+    assert fake.selectors == [None, [{"ray.io/node-id": "!in(old)"}] * 2]
+    await reservations.granted("learner", 0)
+    reservations.release()
+    assert len(fake.given_back) == 2
+
+
+async def test_a_place_that_others_share_is_refused_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving it back would end the roles that live there."""
+    shared = [RoleRequest(role=role, replicas=1, gpus=1.0, colocate="a") for role in ("generator", "reference")]
+    fake = FakeRay(monkeypatch, "fit-1")
+    reservations = placement.Reservations(make_groups(shared), check=only_fit)
+    await reservations.acquire(seconds=1)
+    reservations.accept()
+    reservations._places["generator", 0].table["bundles_to_node_id"][0] = "old"
+    for _ in range(2):
+        with pytest.raises(RoleLostError, match=REFUSAL):
+            await reservations.granted("generator", 0)
+    assert fake.given_back == []

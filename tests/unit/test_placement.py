@@ -148,6 +148,34 @@ def test_shipped_configurations_fit_the_nodes_that_they_describe(name: str) -> N
     plan_placement(make_groups(resource_plan.role_requests(config)), nodes).require()
 
 
+@pytest.mark.parametrize(
+    ("setting", "ranks", "per_node", "divided"),
+    [
+        ("sequence_parallel", 8, 4, None),
+        (
+            "sequence_parallel",
+            6,
+            3,
+            "1 of 3 groups of ranks that talk in every layer lie on several nodes, ranks 2 to 3 on",
+        ),
+        ("hybrid_ranks", 4, 1, "2 of 2 groups of ranks that talk in every layer lie on several nodes, ranks 0 to 1 on"),
+        ("hybrid_ranks", 4, 2, None),
+    ],
+)
+def test_ranks_that_belong_together_and_lie_apart_are_said(
+    setting: str, ranks: int, per_node: int, divided: str | None
+) -> None:
+    words = [f"learner.{setting}=2", f"learner.ranks={ranks}", "learner.zero_stage=3"]
+    config = load_config(ROOT / "configs/llama3-8b-hh.yaml", words)
+    learner = request("learner", ranks, gpus=1.0, gang=True)
+    nodes = [replace(EIGHT, name=name, gpus=per_node) for name in "abcd"[: ranks // per_node]]
+    plan = plan_placement(make_groups([learner]), nodes)
+    found = resource_plan.divided_ranks(config, plan)
+    assert len(found) == (divided is not None)
+    if divided:
+        assert found[0].startswith(f"learner.{setting} = 2: {divided} a and b: take a number that divides")
+
+
 def test_generators_need_a_device_for_each_worker() -> None:
     path = ROOT / "configs/llama3-8b-hh.yaml"
     with pytest.raises(ConfigError, match=r"is less than generation\.tensor_parallel_size = 2"):

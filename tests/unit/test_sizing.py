@@ -73,6 +73,22 @@ def test_what_does_not_fit_is_said() -> None:
         printed("7b", "resources.nodes=[]")
 
 
+@pytest.mark.parametrize("pool", ["large", "small"])
+def test_a_role_is_measured_by_the_gpus_of_the_node_that_it_is_placed_on(pool: str) -> None:
+    """Of two kinds of nodes the larger one has room for a generator, which helps it only where it lies there."""
+    kinds = {"large": "gpus: 8, gpu_memory_gib: 80", "small": "gpus: 2, gpu_memory_gib: 40"}
+    nodes = ", ".join(f"{{{kind}, cpus: 96, memory_gib: 900, labels: {{pool: {n}}}}}" for n, kind in kinds.items())
+    words = [f"resources.{role}.node_labels={{pool: large}}" for role in ("learner", "reference", "oracle")]
+    words += [f"resources.nodes=[{nodes}]", f"resources.generator.node_labels={{pool: {pool}}}"]
+    config = load_config(ROOT / "configs" / "sizing-7b.yaml", words)
+    plan = plan_on(config, planned_nodes(config))
+    plan.require()
+    found = memory_shortfalls(config, role_memory(config), plan)
+    assert len(found) == (pool == "small"), found
+    if found:
+        assert found[0].startswith("generator would take 72 GiB of a GPU that has 40: raise generation.tensor_parallel")
+
+
 def test_whole_weights_in_host_memory_are_counted_once_a_group() -> None:
     estimate = MemoryEstimate(
         role="learner", device=(), host=(("loading", 4.0), ("checkpoint", 2.0)), first_only=("checkpoint",)

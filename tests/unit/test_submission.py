@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import jsonschema
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from pilaf_ray import cli
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.errors import ClusterError, ConfigError, PlacementError
-from pilaf_ray.submission.job import check, job_name, make_job, memory_warnings, render
+from pilaf_ray.submission.job import check, job_memory_warnings, job_name, make_job, render
 from pilaf_ray.submission.schedulers import run_client
 from pilaf_ray.submission.slurm import Slurm
 
@@ -127,14 +128,19 @@ def test_what_cannot_run_is_refused_before_it_is_queued() -> None:
 def test_nodes_that_are_too_small_for_the_models_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shapes alone are enough; a model that is not on this machine says nothing."""
+    """Shapes alone are enough; of a model that is not on this machine it is said that nothing is known."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     shape = ROOT / "configs" / "shapes" / "7b"
-    assert memory_warnings(example()) == (), "the policy is not here"
+    (unknown,) = job_memory_warnings(example())
+    assert unknown.startswith(
+        "/shared/models/llama-3.1-8b-sft: there is no config.json of it on this machine, so memory"
+    )
     models = (f"model.policy={shape}", f"oracle.path={shape}")
-    assert memory_warnings(example(*models)) == ()
+    assert job_memory_warnings(example(*models)) == ()
     elsewhere = ("algorithm={type: ppo, value: {path: owner/value}}", "reward_model={}", "resources.reward.gpus=1")
-    assert memory_warnings(example(*models, *elsewhere)) == (), "PPO's value model is not here"
-    (small,) = memory_warnings(example(*models, "generation.kv_cache_gib=1"))
+    (unknown,) = job_memory_warnings(example(*models, *elsewhere))
+    assert unknown.startswith("owner/value: there is no config.json of it in this machine's hub cache")
+    (small,) = job_memory_warnings(example(*models, "generation.kv_cache_gib=1"))
     assert small.startswith("generation.kv_cache_gib = 1 holds 2 sequences of model.max_length = 1536 tokens")
     nodes = "resources.nodes=[{count: 1, gpus: 8, cpus: 96, memory_gib: 900, gpu_memory_gib: 40}]"
     words = ["submit", str(EXAMPLE), f"run.folder={tmp_path}", *models, nodes, "--to", "slurm", "--dry-run"]
