@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""With which a gRPC server, as Ray's head is one, answers whoever speaks HTTP/2."""
+
 
 @contextmanager
 def web_server(answers: Mapping[str, tuple[int, str]]) -> Iterator[str]:

@@ -74,7 +74,9 @@ def test_what_does_not_speak_http_or_does_not_speak_is_told_apart(monkeypatch: p
     with listener(b"") as address:
         assert complaint(address).startswith("no Ray job server answers at http://HERE (it did not answer in time)")
     assert complaint(closed_port()).startswith("no Ray job server answers at http://HERE (Connection refused): start")
-    assert complaint("http://head:dashboard").startswith("HERE is no address of a dashboard: give it as http://HOST:8265")
+    assert complaint("http://head:dashboard").startswith(
+        "HERE is no address of a dashboard: give it as http://HOST:8265"
+    )
 
 
 def test_a_server_that_complains_is_shown_as_it_speaks() -> None:

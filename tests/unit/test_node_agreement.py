@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listeners import HTTP2_SETTINGS, closed_port, listener, web_server
+from ray._private import services
 from ray.exceptions import RpcError
 
 from pilaf_ray.actors import cluster, elastic, placement
@@ -59,13 +61,44 @@ def test_a_port_that_is_taken_is_said() -> None:
     require_free_port("127.0.0.1", port)
 
 
-def test_a_head_that_does_not_answer_is_one_line_at_once() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    refusal = pytest.raises(ClusterError, match=rf"no Ray head answers at {address} \(Connection refused\): start it")
-    with refusal, cluster.ray_cluster(address=address, num_cpus=1):
+def joining(address: str) -> str:
+    """What is said where the cluster at ``address`` cannot be joined."""
+    with pytest.raises(ClusterError) as refusal, cluster.ray_cluster(address=address, num_cpus=1):
         pass
+    line = str(refusal.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_head_that_does_not_answer_is_one_line_at_once() -> None:
+    address = closed_port()
+    assert joining(address).startswith(f"no Ray head answers at {address} (Connection refused): start it with")
+
+
+def test_what_listens_and_is_no_head_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for minutes."""
+    with listener(b"SSH-2.0-OpenSSH_9.6\r\n") as address:
+        assert joining(address).startswith(f"what listens at {address} is no Ray head: its port is 6379 unless it was")
+        assert joining(f"ray://{address}").startswith(f"what listens at ray://{address} is no Ray head")
+    with web_server({"*": (200, "<html></html>")}) as address:
+        assert joining(address).startswith(f"what listens at {address} is no Ray head")
+    monkeypatch.setattr(cluster, "_REACH_SECONDS", 0.2)
+    with listener(b"") as address:
+        assert joining(address).startswith(f"no Ray head answers at {address} (timed out): start it with")
+
+
+def test_auto_without_a_cluster_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # This machine may have clusters of others, which Ray finds by their processes.
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _folder: None)
+    assert joining("auto").startswith("no Ray cluster was started on this machine, and resources.address, or RAY_ADDRE")
+    gone = closed_port().replace("127.0.0.1", "127.0.0.2")
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _folder: gone)
+    assert f"no Ray head answers at {gone}, which Ray noted for address auto (Connection refused)" in joining("auto")
+    other = closed_port()
+    monkeypatch.setenv("RAY_ADDRESS", other)
+    assert joining("auto").startswith(f"no Ray head answers at {other} (")
 
 
 def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +106,9 @@ def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1\n")
 
     monkeypatch.setattr(cluster.ray, "init", init)
-    with socket.socket() as head:
-        head.bind(("127.0.0.1", 0))
-        head.listen()
-        address = f"127.0.0.1:{head.getsockname()[1]}"
+    with listener(HTTP2_SETTINGS) as address:
         words = "Version mismatch: The cluster was started with: Ray: 2.1.0 Python: 3.9.1"
-        refusal = pytest.raises(ClusterError, match=rf"cannot join the Ray cluster at {address}: {words}$")
-        with refusal, cluster.ray_cluster(address=address, num_cpus=1):
-            pass
+        assert joining(address) == f"cannot join the Ray cluster at {address}: {words}"
 
 
 async def test_a_place_that_does_not_come_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
