@@ -103,7 +103,7 @@ def _budget(config: RunConfig) -> str:
 
 
 def _nodes_of_the_run(config: RunConfig, console: Console) -> tuple[NodeCapacity, ...] | None:
-    """What the cluster has free that the run would join or start; None, and said, where it cannot be asked from here."""
+    """What the cluster of the run has free; None, and said, where it would be joined and cannot be asked from here."""
     if cluster_address(config) in (None, "local"):
         return (_this_machine(config),)
     from pilaf_ray.actors.cluster import ray_cluster

@@ -47,10 +47,11 @@ def submit(
 ) -> None:
     """Hand a run to a scheduler; submitted again, it goes on where it stopped."""
     from pilaf_ray.submission.job import check, make_job, memory_warnings, render
+    from pilaf_ray.submission.kuberay import room_warnings
 
     job = make_job(load_config(config, overrides or []), working_dir=working_dir, target=to)
     check(job, to)
-    for line in memory_warnings(job):
+    for line in (*memory_warnings(job), *(room_warnings(job) if to is Target.kuberay else ())):
         typer.echo(f"warning: {line}", err=True)
     if to is Target.ray and (names := job.config.submission.secrets):
         typer.echo(f"note: {', '.join(names)} must be in the environment of `ray start` on the nodes", err=True)

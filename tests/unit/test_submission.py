@@ -79,7 +79,8 @@ def cluster_of(*gpus: int) -> dict[str, tuple[int, str]]:
     nodes = [
         {
             "node_id": f"{number}" * 56, "node_name": "n", "node_ip": "10.0.0.1", "is_head_node": number == 0,
-            "state": "ALIVE", "state_message": None, "labels": {}, "resources_total": {"CPU": 96.0, "GPU": float(each), "memory": 2.0**40},
+            "state": "ALIVE", "state_message": None, "labels": {},
+            "resources_total": {"CPU": 96.0, "GPU": float(each), "memory": 2.0**40},
         }
         for number, each in enumerate(gpus)
     ]  # fmt: skip
