@@ -1,6 +1,7 @@
 """Nodes that do not belong in one run, a port that is taken, a head or a place that is gone: one line each."""
 
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,19 @@ from listeners import HTTP2_SETTINGS, closed_port, listener, web_server
 from ray._private import services
 from ray.exceptions import RpcError
 
+from pilaf_ray import training_run
 from pilaf_ray.actors import cluster, elastic, placement
+from pilaf_ray.config.loader import load_config
 from pilaf_ray.console.address import require_free_port
-from pilaf_ray.errors import ClusterError, ConfigError, RoleLostError
+from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.errors import ClusterError, ConfigError, RoleLostError, RunFolderError
 from pilaf_ray.node_agreement import NodeFacts, read_facts, require_agreement
+from pilaf_ray.observability.logs import close_logging
 from pilaf_ray.placement import RoleRequest, make_groups
+from pilaf_ray.restarts import CHILD
+from pilaf_ray.run_folder import open_run_folder
 
+TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 HERE = NodeFacts(
     node="a", versions=(("python", "3.11.7"), ("torch", "2.13.0"), ("pilaf_ray", "12ab")), sees_folder=True
 )
@@ -58,7 +66,41 @@ def test_a_port_that_is_taken_is_said() -> None:
         port = holder.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} cannot be bound \(Address already in use\)"):
             require_free_port("127.0.0.1", port)
+        with pytest.raises(ConfigError, match=r"^--host, --port: 127"):
+            require_free_port("127.0.0.1", port, settings="--host, --port")
     require_free_port("127.0.0.1", port)
+
+
+def test_a_port_that_is_left_in_time_is_taken() -> None:
+    """As that of a console whose controller was killed a moment ago."""
+    holder = socket.create_server(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    leaving = threading.Timer(0.3, holder.close)
+    leaving.start()
+    with pytest.raises(ConfigError, match="cannot be bound"):
+        require_free_port("127.0.0.1", port, patience_seconds=0.05)
+    require_free_port("127.0.0.1", port, patience_seconds=30)
+    leaving.join()
+
+
+def test_a_resumed_run_hears_of_a_port_that_is_taken_before_a_role_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = make_tiny_llama(tmp_path / "policy", seed=0)
+    monkeypatch.setattr(training_run, "RESUMED_PORT_SECONDS", 0.1)
+    monkeypatch.delenv(CHILD, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        words = [f"model.policy={policy}", f"run.folder={tmp_path}", "console.serve=true", f"console.port={port}"]
+        config = load_config(TINY, words)
+        running = open_run_folder(tmp_path / "tiny", config_json=config.model_dump_json(), resume=False)
+        with running, pytest.raises(RunFolderError, match="is in use by a running job"):
+            training_run.train(config, resume=True)
+        try:
+            with pytest.raises(ConfigError, match=rf"^console.host, console.port: 127\.0\.0\.1:{port} cannot be bound"):
+                training_run.train(config, resume=True)
+        finally:
+            close_logging()
 
 
 def joining(address: str) -> str:

@@ -133,6 +133,31 @@ def test_slurm_script_is_bash_that_parses() -> None:
     assert "\nmodule load cuda\n" in script
 
 
+def test_a_head_that_does_not_start_is_one_line_of_slurms_script(tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    fakes = {
+        "scontrol": "echo node-a",
+        # Options first; what follows asks for addresses, or starts the head.
+        "srun": 'while [ "${1#-}" != "$1" ]; do [ "$1" = -w ] && shift; shift; done\n'
+        '[ "$1" = sh ] && { echo 10.0.0.1; exit 0; }\nexit 1',
+        "ray": "exit 1",
+    }
+    for name, text in fakes.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    config = load_config(EXAMPLE, [f"run.folder={tmp_path}/runs"])
+    script = render(make_job(config, working_dir=tmp_path, target="slurm"), "slurm")["job.sbatch"]
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-a"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    log = tmp_path / "runs" / ".submitted" / "slurm-7" / "ray-node-a.log"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: the Ray head did not start; see {log}\n"
+
+
 def strict(schema: Any) -> Any:
     """The schema with keys that it does not know refused, as ``kubectl apply --validate=strict`` does."""
     if isinstance(schema, list):
