@@ -25,6 +25,10 @@ ANSWER_SECONDS = 120.0
 LONGEST = 500
 """Characters of a server's complaint that are shown."""
 
+_FAILURES = (aiohttp.ClientError, RayStateApiException, OSError, RuntimeError, ValueError, KeyError, TypeError)
+"""What Ray's client raises, besides AuthenticationError. An OSError may be one of ``requests``; the last three come of
+answers that are JSON and not what Ray writes."""
+
 
 def dashboard_url(named: str | None) -> str:
     """The job server that is meant: ``named``, else what the environment names, else this machine's.
@@ -58,11 +62,7 @@ def asking_job_server(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise ClusterError(_refused(address, _one_line(error.message))) from error
-    except (
-        *(requests.RequestException, aiohttp.ClientError, RayStateApiException),
-        # The last two: JSON that is not what Ray writes.
-        *(OSError, RuntimeError, ValueError, KeyError, TypeError),
-    ) as error:
+    except _FAILURES as error:
         raise ClusterError(_meaning(address, error)) from error
 
 

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def test_what_listens_and_is_no_head_is_one_line_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(cluster, "_REACH_SECONDS", 0.2)
     with listener(b"") as address:
         assert joining(address).startswith(f"no Ray head answers at {address} (timed out): start it with")
+
+
+def test_a_server_of_rays_protocol_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's head is a gRPC server of the same C core as Python's."""
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(max_workers=1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    joined = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **settings: joined.append(settings["address"]))
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with cluster.ray_cluster(address=f"127.0.0.1:{port}", num_cpus=1):
+        assert joined == [f"127.0.0.1:{port}"]
+    server.stop(None)
 
 
 def test_auto_without_a_cluster_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
