@@ -10,6 +10,7 @@ from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm
 from pilaf_ray.config.limits import NO_STEP_LIMIT
 from pilaf_ray.config.samplers import labels_per_pair
 from pilaf_ray.config.schema import RunConfig
+from pilaf_ray.errors import ClusterError
 from pilaf_ray.float16_roles import slow_float16_roles
 from pilaf_ray.memory import GIB, MemoryEstimate
 from pilaf_ray.model_copies import with_local_settings
@@ -48,8 +49,8 @@ def print_plan(config: RunConfig) -> None:
     console.print(_parts(estimates))
     if shortage := cache_shortage(local):
         console.print(f"warning: {shortage}", markup=False, highlight=False)
-    nodes = planned_nodes(config) or _this_machine(config)
-    if nodes:
+    nodes = planned_nodes(config) or _nodes_of_the_run(config, console)
+    if nodes is not None:
         _print_placement(console, config, estimates, plan_on(config, nodes))
     train, held_out = inputs.train, inputs.evaluation
     streamed = ", streamed" if config.prompts.train.stream else ""
@@ -103,16 +104,35 @@ def _budget(config: RunConfig) -> str:
     return f"budget: {' or '.join(limits)}; pairs are at most {config.max_age_steps} steps old"
 
 
-def _this_machine(config: RunConfig) -> tuple[NodeCapacity, ...]:
-    """The private cluster that the run would start; nothing is known of a cluster that it would join."""
-    if cluster_address(config):
-        return ()
+def _nodes_of_the_run(config: RunConfig, console: Console) -> tuple[NodeCapacity, ...] | None:
+    """What the cluster of the run has free; None, and said, where it would be joined and cannot be asked from here."""
+    if cluster_address(config) in (None, "local"):
+        return (_this_machine(config),)
+    from pilaf_ray.actors.cluster import ray_cluster
+    from pilaf_ray.actors.placement import cluster_nodes
+
+    try:
+        # A driver and nothing else: it reserves nothing, and leaves at once.
+        with ray_cluster(address=config.resources.address, num_cpus=1):
+            return cluster_nodes()
+    except ClusterError as error:
+        console.print(
+            f"placement: not checked ({error}); a run checks it when it has joined the cluster, before any role "
+            "starts, or list resources.nodes",
+            markup=False,
+            highlight=False,
+        )
+        return None
+
+
+def _this_machine(config: RunConfig) -> NodeCapacity:
+    """The private cluster that the run would start."""
     import torch
 
     memory = psutil.virtual_memory().available / GIB
     cpus = max(1.0, float(round(config.total_cpus)))
     gpus, size = torch.cuda.device_count(), read_memory().gpu_gib
-    return (NodeCapacity(name="this machine", cpus=cpus, gpus=gpus, memory_gib=memory, gpu_memory_gib=size),)
+    return NodeCapacity(name="this machine", cpus=cpus, gpus=gpus, memory_gib=memory, gpu_memory_gib=size)
 
 
 def _roles(config: RunConfig, inputs: RunInputs, estimates: tuple[MemoryEstimate, ...]) -> Table:
@@ -169,8 +189,8 @@ def _parts(estimates: tuple[MemoryEstimate, ...]) -> Table:
 def _print_placement(
     console: Console, config: RunConfig, estimates: tuple[MemoryEstimate, ...], plan: PlacementPlan
 ) -> None:
-    for node, members in sorted(plan.members_by_node().items()):
-        console.print(f"{node}: {', '.join(members)}", markup=False, highlight=False)
+    for line in plan.lines():
+        console.print(line, markup=False, highlight=False)
     plan.require()
     for line in (*memory_shortfalls(config, estimates, plan), *divided_ranks(config, plan)):
         console.print(f"warning: {line}", markup=False, highlight=False)

@@ -137,6 +137,10 @@ class PlacementPlan:
             placed.setdefault(node, []).extend(f"{m.role}-{m.replica}" for m in bundle.members)
         return placed
 
+    def lines(self) -> tuple[str, ...]:
+        """One line a node that has any: who would be there."""
+        return tuple(f"{node}: {', '.join(members)}" for node, members in sorted(self.members_by_node().items()))
+
     def require(self) -> None:
         """Raise PlacementError with every shortfall, if there is one."""
         if self.shortfalls:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from pilaf_ray.pipeline.step_report import StepReport
 from pilaf_ray.pipeline.stopping import StopRequests
 from pilaf_ray.pipeline.turns import own_device
 from pilaf_ray.quantised_run import require_same_start, with_quantised_base, write_run_base
+from pilaf_ray.restarts import CHILD
 from pilaf_ray.role_startup import start_roles
 from pilaf_ray.run_checkpoints import RunCheckpoints, learner_layouts
 from pilaf_ray.run_folder import RunFolder, keep_prompts, open_run_folder
@@ -50,6 +52,9 @@ from pilaf_ray.types import TokenPair
 logger = logging.getLogger(__name__)
 
 STOPPING = "stopping: the step under way is finished and saved; Ctrl-C again ends at once, without that"
+
+RESUMED_PORT_SECONDS, RESTARTED_PORT_SECONDS = 10.0, 60.0
+"""So long the console's port may still be taken: where somebody resumes a run, and where its controller was lost."""
 
 SPARE_GENERATORS = 16
 """So many can be added to a run on a private cluster, as far as Ray's counts go."""
@@ -72,8 +77,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     config = build.with_warm_start(config, saved=path / "config.json" if resume else None)
     build.check_logging(config)
     if config.serves_console and not resume:
-        # Served from this machine once all roles have started; what is in the way is said before. What a lost
-        # controller served may still be ending when it is started again.
+        # Served from this machine once all roles have started; what is in the way is said before.
         require_free_port(config.console.host, config.console.port)
     inputs = build.build_inputs(config)
     start, config = config.model.policy, with_quantised_base(config, path)
@@ -81,6 +85,9 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         require_same_start(config, start=start)
     with open_run_folder(path, config_json=config.model_dump_json(), resume=resume) as folder:
         setup_logging("controller", folder.logs)
+        if config.serves_console and resume:
+            # Not before the folder is ours: a run that is under way is then said to be.
+            require_free_port(config.console.host, config.console.port, patience_seconds=_port_patience())
         write_run_base(config, start=start, console=console)
         train = inputs.train
         keep_prompts(folder, path=config.prompts.train.path, count=train.count, fingerprint=train.fingerprint)
@@ -90,6 +97,11 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             goes_on = _train_with_one_reference(config, inputs, folder, console, resume=resume)
             resume = True
     return path
+
+
+def _port_patience() -> float:
+    """How long what the attempt before served may take to end; at an automatic restart nobody is there to try again."""
+    return RESTARTED_PORT_SECONDS if CHILD in os.environ else RESUMED_PORT_SECONDS
 
 
 def _train_with_one_reference(

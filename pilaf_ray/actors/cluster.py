@@ -61,16 +61,63 @@ def ray_cluster(*, address: str | None, num_cpus: float) -> Iterator[None]:
 
 
 def _join(target: str) -> None:
+    if target == "auto":
+        target = os.environ.get("RAY_ADDRESS") or "auto"
+    named = target
+    if target == "auto":
+        target = _cluster_of_this_machine()
+        named = f"{target}, which Ray noted for address auto"
     host, separator, port = target.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
-        except OSError as error:
-            raise ClusterError(
-                f"no Ray head answers at {target} ({error.strerror or error}): start it with `ray start --head`, or "
-                "mend resources.address, or RAY_ADDRESS, which stands for it"
-            ) from error
+        _require_head(host.strip("[]"), int(port), named=named)
     try:
         ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(f"cannot join the Ray cluster at {target}: {' '.join(str(error).split())}") from error
+        raise ClusterError(f"cannot join the Ray cluster at {named}: {' '.join(str(error).split())}") from error
+
+
+def _cluster_of_this_machine() -> str:
+    # Ray itself waits for minutes where the cluster that it noted is no more, and has no public call for the note.
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found: str | None = canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        found = None
+    if found is None:
+        raise ClusterError(
+            "no Ray cluster was started on this machine, and resources.address, or RAY_ADDRESS, is auto: start one "
+            "with `ray start --head`, name a cluster's host:port, or leave both out for a private one"
+        )
+    return found
+
+
+def _require_head(host: str, port: int, *, named: str) -> None:
+    """Raise ClusterError where nothing listens, or something that does not speak as a Ray head does."""
+    mend = "start it with `ray start --head`, or mend resources.address, or RAY_ADDRESS, which stands for it"
+    try:
+        with socket.create_connection((host, port), timeout=_REACH_SECONDS) as connection:
+            # With Ray's TLS only its own certificates open the conversation.
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(connection):
+                return
+    except OSError as error:
+        raise ClusterError(f"no Ray head answers at {named} ({error.strerror or error}): {mend}") from error
+    raise ClusterError(f"what listens at {named} is no Ray head: its port is 6379 unless it was told another; {mend}")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other side answers as gRPC does, on which Ray's protocol is built: first of all with its settings.
+
+    Raises:
+        TimeoutError: it does not answer.
+    """
+    settings = 4
+    frame = bytes([0, 0, 0, settings, 0, 0, 0, 0, 0])
+    answer = b""
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame)
+        while len(answer) < len(frame) and (more := connection.recv(len(frame) - len(answer))):
+            answer += more
+    except ConnectionError:
+        return False
+    return len(answer) == len(frame) and answer[3] == settings

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pilaf_ray.console.access import AccessBook, AccessRole
+from pilaf_ray.console.address import require_free_port
 from pilaf_ray.errors import RunFolderError
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
@@ -41,6 +42,7 @@ def console(
     if revoke is not None or invite is not None:
         return
     host, port = host or DEFAULT_HOST, port or DEFAULT_PORT
+    require_free_port(host, port, settings="--host, --port")
     from pilaf_ray.console.app import create_app
     from pilaf_ray.console.serving import serve
 

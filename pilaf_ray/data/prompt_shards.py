@@ -6,8 +6,10 @@ Paths are files, folders, globs, or URLs of any file system that fsspec knows.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
@@ -138,10 +140,17 @@ def _find(path: str) -> tuple[Any, list[str]]:
         raise PromptError(f"{path}: cannot be listed: {str(error).splitlines()[0]}") from error
     chosen = sorted(name for name in names if name.endswith(_SUFFIXES))
     if not chosen:
-        arrow = any(name.endswith(".arrow") for name in names)
-        hint = "; write data sets with to_parquet instead of save_to_disk" if arrow else ""
-        raise PromptError(f"{path}: no {' or '.join(_SUFFIXES)} file there{hint}")
+        raise PromptError(f"{path}: no {' or '.join(_SUFFIXES)} file there{_hint(path, names)}")
     return files, chosen
+
+
+def _hint(path: str, names: Iterable[str]) -> str:
+    """What may have been meant by a path where no prompts are."""
+    if any(name.endswith(".arrow") for name in names):
+        return "; write data sets with to_parquet instead of save_to_disk"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists():
+        return f"; if it is a data set of the hub, name its files: hf://datasets/{path}/**/*.parquet"
+    return ""
 
 
 def _stretches(stream: BinaryIO) -> list[tuple[int, int, int]]:

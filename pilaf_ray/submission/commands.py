@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pilaf_ray.config.loader import load_config
+from pilaf_ray.errors import ClusterError
 
 if TYPE_CHECKING:
     from pilaf_ray.submission.job import Job
@@ -42,18 +43,21 @@ def submit(
         Path, typer.Option(help="Folder that goes with the job; relative paths start here.")
     ] = Path(),
     follow: Annotated[bool, typer.Option("--follow", help="Stay and show the output until the job ends.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be handed over.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be handed over.")] = False,
 ) -> None:
     """Hand a run to a scheduler; submitted again, it goes on where it stopped."""
     from pilaf_ray.submission.job import check, job_memory_warnings, make_job, render
+    from pilaf_ray.submission.kuberay import room_warnings
 
     job = make_job(load_config(config, overrides or []), working_dir=working_dir, target=to)
     check(job, to)
-    for line in job_memory_warnings(job):
+    for line in (*job_memory_warnings(job), *(room_warnings(job) if to is Target.kuberay else ())):
         typer.echo(f"warning: {line}", err=True)
     if to is Target.ray and (names := job.config.submission.secrets):
         typer.echo(f"note: {', '.join(names)} must be in the environment of `ray start` on the nodes", err=True)
     if dry_run:
+        if to is Target.ray:
+            _show_placement(job, address)
         shown = {"command": job.entrypoint} if to is Target.ray else render(job, to)
         for text in shown.values():
             typer.echo(text)
@@ -92,6 +96,24 @@ def stop(
     """Ask a job to save and end."""
     _scheduler(to, address, namespace).stop(job)
     typer.echo(f"told {job} to stop; what it saved is continued by submitting it again")
+
+
+def _show_placement(job: "Job", address: str | None) -> None:
+    """Print where the roles would go on the nodes of the cluster, if it can be asked.
+
+    Raises:
+        PlacementError: they do not fit, as a submission would say.
+    """
+    from pilaf_ray.actors.jobs import RayJobs
+
+    try:
+        plan = RayJobs(address).plan(job)
+    except ClusterError as error:
+        typer.echo(f"note: whether the roles fit is not checked: {error}", err=True)
+        return
+    for line in plan.lines():
+        typer.echo(line)
+    plan.require()
 
 
 def _where(job: "Job", to: Target, address: str | None) -> str:

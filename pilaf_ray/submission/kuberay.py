@@ -1,14 +1,22 @@
 """KubeRay, by ``kubectl`` on RayJob objects."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pilaf_ray.errors import ClusterError
+from pilaf_ray.placement import GIB, NodeCapacity, RoleRequest, make_groups, plan_placement
 from pilaf_ray.submission.job import Job, render
 from pilaf_ray.submission.schedulers import JobStatus, run_client, stream_client
 
 SAVE_SECONDS = 180.0
 """Deadline of a stop: the manifest gives the driver 120 s to save."""
+LOOK_SECONDS = 20.0
+"""Deadline of a look at the nodes: it warns, and a submission goes on without it."""
+HEAD_CPUS, HEAD_GIB = 2.0, 8.0
+"""What the manifest asks of the head's node."""
 _ENDED = ("Complete", "Failed")
 """States of a RayJob's deployment from which nothing follows any more; every other one is or becomes a run."""
 
@@ -115,3 +123,57 @@ class KubeRay:
 
     def _command(self, verb: str, *words: str) -> list[str]:
         return ["kubectl", verb, "--namespace", self._namespace, *words]
+
+
+def room_warnings(job: Job) -> tuple[str, ...]:
+    """Pods that would wait for room on the nodes that Kubernetes has now, whatever else runs on them.
+
+    A warning only: an autoscaler may add nodes. Empty also where there is no ``kubectl`` here, or the nodes may not be
+    listed, as users of one namespace often may not.
+    """
+    if shutil.which("kubectl") is None:
+        return ()
+    try:
+        listing = run_client(["kubectl", "get", "nodes", "--output", "json"], seconds=LOOK_SECONDS)
+        nodes = tuple(_capacity(node) for node in json.loads(listing)["items"] if _takes_pods(node))
+    except (ClusterError, ValueError, KeyError):
+        return ()
+    head = RoleRequest(role="pod head", replicas=1, cpus=HEAD_CPUS, memory_gib=HEAD_GIB)
+    workers = [
+        RoleRequest(
+            role=f"pod nodes-{kind}",
+            replicas=node.count,
+            cpus=float(int(node.cpus)),
+            gpus=float(int(node.gpus)),
+            memory_gib=float(int(node.memory_gib)),
+            setting=f"resources.nodes[{kind}]",
+        )
+        for kind, node in enumerate(job.nodes)
+    ]
+    short = plan_placement(make_groups([head, *workers]), nodes).shortfalls
+    return tuple(f"as Kubernetes' nodes are now, pods would wait: {line}" for line in short)
+
+
+def _takes_pods(node: dict[str, Any]) -> bool:
+    """Whether a node is ready, and nobody has closed it to new pods."""
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", []))
+    return ready and not node.get("spec", {}).get("unschedulable", False)
+
+
+def _capacity(node: dict[str, Any]) -> NodeCapacity:
+    allocatable = node["status"]["allocatable"]
+    return NodeCapacity(
+        name=node["metadata"]["name"],
+        cpus=_quantity(allocatable["cpu"]),
+        gpus=_quantity(allocatable.get("nvidia.com/gpu", "0")),
+        memory_gib=_quantity(allocatable["memory"]) / GIB,
+    )
+
+
+def _quantity(text: str) -> float:
+    """A quantity as Kubernetes writes it, e.g. ``3920m``, ``16Gi`` or ``8``."""
+    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    for unit, factor in units.items():
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * factor
+    return float(text)

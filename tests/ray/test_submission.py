@@ -1,5 +1,6 @@
 """``pilaf-ray submit`` to a real local head: refused, run, stopped, and continued."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,11 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from pilaf_ray.actors.jobs import CONFIG_VARIABLE
 from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.restarts import CHILD
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,23 +36,40 @@ def environment(**values: str) -> dict[str, str]:
     return {**kept, **ours, "PYTHONPATH": str(ROOT), "PATH": path, **values}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """Where a head of this module's own is reached."""
+
+    dashboard: str
+    address: str
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
     port, dashboard = free_port(), free_port()
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += ["--include-dashboard=true", f"--dashboard-port={dashboard}", "--num-cpus=2", "--disable-usage-stats"]
     command += ["--ray-client-server-port=" + str(free_port()), "--dashboard-agent-listen-port=" + str(free_port())]
     with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{dashboard}"
-    wait_for(lambda: pilaf("jobs", "--address", url, cwd=folder).returncode == 0, seconds=90)
-    yield url
-    os.killpg(head.pid, signal.SIGTERM)
     try:
-        head.wait(timeout=30)
+        wait_for(lambda: process.poll() or pilaf("jobs", "--address", url, cwd=folder).returncode == 0, seconds=180)
+        assert process.poll() is None, (folder / "head.log").read_text()
+        yield Head(dashboard=url, address=f"127.0.0.1:{port}")
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the head and what it started, which is a group of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=30)
     except subprocess.TimeoutExpired:
-        os.killpg(head.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def pilaf(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -67,10 +89,55 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def test_a_run_is_refused_submitted_stopped_and_continued(address: str, tmp_path: Path) -> None:
+# Of the folder that is submitted and of nothing that is installed; it tells where it was imported from.
+HOUSE_RULES = """
+from pathlib import Path
+
+
+def score(prompts, responses):
+    Path({seen!r}).write_text(__file__)
+    return [float(len(response)) for response in responses]
+"""
+
+
+def controller_of(run: Path) -> psutil.Process:
+    """The controller of a job, below the process that starts it again."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            values = process.environ()
+            if CHILD in values and f'"{run.parent}"' in values.get(CONFIG_VARIABLE, "") and "-c" in process.cmdline():
+                return process
+    raise AssertionError(f"no controller of {run}")
+
+
+def test_a_dry_run_asks_the_cluster_and_leaves_nothing_there(head: Head, tmp_path: Path) -> None:
     policy = make_tiny_llama(tmp_path / "policy", seed=0)
+    config = [str(ROOT / "configs/tiny.yaml"), f"model.policy={policy}", "--dry-run"]
+    target = ("--to", "ray", "--address", head.dashboard)
+    fits = pilaf("submit", *config, *target, cwd=tmp_path)
+    placement, command = fits.stdout.splitlines()
+    assert fits.returncode == 0, fits.stderr
+    for role in ("generator-0", "learner-0", "reference-0", "oracle-0"):
+        assert role in placement
+    assert command.startswith("python -m pilaf_ray train")
+    refused = pilaf("submit", *config, "learner.ranks=9", *target, cwd=tmp_path)
+    assert refused.returncode == 2 and "error: learner needs 9 x 1 CPU; beside the other roles" in refused.stderr
+
+    joined = pilaf("train", *config, f"resources.address={head.address}", cwd=tmp_path)
+    assert joined.returncode == 0, joined.stderr
+    assert f"\n{placement}\n" in joined.stdout
+    large = pilaf("train", *config, f"resources.address={head.address}", "learner.ranks=9", cwd=tmp_path)
+    assert large.returncode == 2 and "error: learner needs 9 x 1 CPU; beside the other roles" in large.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]
+
+
+def test_a_run_is_refused_submitted_stopped_and_continued(head: Head, tmp_path: Path) -> None:
+    policy = make_tiny_llama(tmp_path / "policy", seed=0)
+    rules, seen = tmp_path / "house_rules.py", tmp_path / "seen"
+    rules.write_text(HOUSE_RULES.format(seen=str(seen)))
     config = [str(ROOT / "configs/tiny.yaml"), f"model.policy={policy}", "run.name=sent", "evaluation.prompts=2"]
-    target = ("--to", "ray", "--address", address)
+    config += ["oracle.target=house_rules:score", "run.restarts=1", "checkpoint.every_steps=1"]
+    target = ("--to", "ray", "--address", head.dashboard)
 
     refused = pilaf("submit", *config, "learner.ranks=9", *target, cwd=tmp_path)
     assert refused.returncode == 2
@@ -79,14 +146,23 @@ def test_a_run_is_refused_submitted_stopped_and_continued(address: str, tmp_path
 
     sent = pilaf("submit", *config, "run.max_steps=5000", *target, cwd=tmp_path)
     assert sent.stdout.startswith("submitted pilaf-sent-1; run folder"), sent.stderr
+    kept = rules.rename(tmp_path / "elsewhere.py")
     run = tmp_path / "runs" / "sent"
     wait_for(lambda: len(steps(run)) >= 2, seconds=180)
     assert not (tmp_path / "runs" / ".submitted").exists(), "the configuration travels with the job"
+    origin = Path(seen.read_text())
+    assert origin.name == "house_rules.py" and not origin.is_relative_to(tmp_path), "the working folder travels"
+
+    controller_of(run).kill()
+    wait_for(lambda: '"controller lost"' in (run / "events.jsonl").read_text(), seconds=60)
+    before = steps(run)[-1]
+    wait_for(lambda: steps(run)[-1] > before, seconds=180)
     assert pilaf("stop", "pilaf-sent-1", *target, cwd=tmp_path).returncode == 0
     wait_for(lambda: "STOPPED" in pilaf("jobs", *target, cwd=tmp_path).stdout, seconds=120)
     done = steps(run)[-1]
     assert (run / "checkpoints" / "latest").exists()
 
+    kept.rename(rules)
     again = pilaf("submit", *config, f"run.max_steps={done + 2}", *target, "--follow", cwd=tmp_path)
     assert again.returncode == 0, again.stderr + again.stdout
     assert "submitted pilaf-sent-2" in again.stdout

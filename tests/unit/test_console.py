@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pilaf_ray.console.ledger_reader import LedgerReader, PairFilter
 from pilaf_ray.console.news import News
 from pilaf_ray.console.records import Evaluation, JsonlTail, RunRecords
 from pilaf_ray.console.rendering import Pages
-from pilaf_ray.errors import AccessError, RunFolderError
+from pilaf_ray.errors import AccessError, ConfigError, RunFolderError
 from pilaf_ray.observability.sinks import JsonlSink
 
 PAGES = ("/", "/roles", "/pairs", "/pairs/pair-0", "/samples")
@@ -312,3 +313,12 @@ def test_an_invitation_leads_to_the_console_that_the_run_serves(tmp_path: Path) 
     assert link("bob", "--port", "8000") == "http://10.0.0.5:8000/enter"
     (run / "config.json").write_text("{}")
     assert link("eve") == "http://127.0.0.1:8321/enter"
+
+
+def test_a_port_that_is_taken_is_said_before_an_address_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        told = CliRunner().invoke(app, ["console", str(run), "--port", str(port)])
+    assert isinstance(told.exception, ConfigError) and told.output == ""
+    assert str(told.exception).startswith(f"--host, --port: 127.0.0.1:{port} cannot be bound (Address already in use)")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from listeners import closed_port
 
 from pilaf_ray import cli, doctor
 from pilaf_ray.config.loader import load_config
@@ -36,6 +37,17 @@ def test_dry_run_prints_roles_prompts_and_budget(
     assert "4 held out" in out
     assert "3 steps (run.max_steps) of 4 pairs = 12 labels, about 36 sequence forwards" in out
     assert not (tmp_path / "tiny").exists()
+
+
+def test_dry_run_says_where_the_placement_is_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, address = make_tiny_llama(tmp_path / "policy", seed=0), closed_port()
+    words = (str(ROOT / "configs/tiny.yaml"), f"model.policy={policy}", f"resources.address={address}", "--dry-run")
+    assert call(monkeypatch, "train", *words) == 0
+    _, _, line = " ".join(capsys.readouterr().out.split()).partition("placement: ")
+    assert line.startswith(f"not checked (no Ray head answers at {address} (Connection refused): start it")
+    assert "a run checks it when it has joined the cluster, before any role starts, or list resources.nodes" in line
 
 
 def test_dry_run_refuses_a_missing_model_in_one_line(

@@ -1,6 +1,8 @@
 """What KubeRay is asked through ``kubectl``, in which order, and what its answers are taken for."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,7 +10,7 @@ from submission_example import FakeClient, example
 
 from pilaf_ray.errors import ClusterError
 from pilaf_ray.submission.job import render
-from pilaf_ray.submission.kuberay import KubeRay
+from pilaf_ray.submission.kuberay import HEAD_CPUS, HEAD_GIB, KubeRay, room_warnings
 
 NAME = "pilaf-llama3-8b-hh"
 TEAM = "--namespace team"
@@ -97,6 +99,51 @@ def test_a_driver_that_cannot_be_told_keeps_its_pods(kubectl: FakeClient) -> Non
     with pytest.raises(ClusterError, match=rf"refused: no route; {NAME} is still there: try again, or give up"):
         KubeRay("team").stop(NAME)
     assert DELETE not in kubectl.calls
+
+
+def node(name: str, *, cpu: str, memory: str, gpus: str | None = None, ready: str = "True", **spec: bool) -> Any:
+    """As ``kubectl get nodes --output json`` has it."""
+    allocatable = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": gpus} if gpus else {})}
+    status = {"allocatable": allocatable, "conditions": [{"type": "Ready", "status": ready}]}
+    return {"metadata": {"name": name}, "spec": spec, "status": status}
+
+
+def test_pods_without_room_are_warned_of(kubectl: FakeClient) -> None:
+    """The example asks for one pod of 8 GPUs, 96 CPUs and 900 GiB beside its head."""
+    job = example(target="kuberay")
+    small = node("small", cpu="3920m", memory="16000000Ki")
+    large = node("large", cpu="96", memory="1000Gi", gpus="8")
+
+    def warned(*nodes: Any) -> tuple[str, ...]:
+        kubectl.answer(("get nodes --output json", json.dumps({"items": nodes}), 0))
+        return room_warnings(job)
+
+    assert warned(small, large) == ()
+    assert kubectl.calls == ["get nodes --output json"]
+    (line,) = warned(small, node("half", cpu="95500m", memory="1000Gi", gpus="4"))
+    assert line == (
+        "as Kubernetes' nodes are now, pods would wait: pod nodes-0-0 needs 8 GPUs, 96 CPUs, 900 GiB on one node; "
+        "the largest node has 4 GPUs, 95.5 CPUs, 1000 GiB free: lower resources.nodes[0], or use larger nodes"
+    )
+    (line,) = warned(large)
+    assert "pod head-0 needs 2 CPUs, 8 GiB; beside the other roles the nodes have left: large 0 GPUs" in line
+    closed = node("closed", cpu="96", memory="1000Gi", gpus="8", unschedulable=True)
+    away = node("away", cpu="96", memory="1000Gi", gpus="8", ready="Unknown")
+    assert len(warned(small, closed)) == len(warned(small, away)) == 1
+    (line, _) = warned()
+    assert line.endswith("the cluster has no nodes")
+    _, manifest = yaml.safe_load_all(render(job, "kuberay")["rayjob.yaml"])
+    (head,) = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head["resources"]["requests"] == {"cpu": f"{HEAD_CPUS:g}", "memory": f"{HEAD_GIB:g}Gi"}
+
+
+def test_who_may_not_list_nodes_hears_nothing(kubectl: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubectl.answer(("get nodes", "forbidden: cannot list resource nodes at the cluster scope", 1))
+    assert room_warnings(example(target="kuberay")) == ()
+    kubectl.answer(("get nodes", "no json", 0))
+    assert room_warnings(example(target="kuberay")) == ()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert room_warnings(example(target="kuberay")) == ()
 
 
 def test_pods_wait_longer_than_a_driver_has_to_save() -> None:

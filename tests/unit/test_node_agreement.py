@@ -1,20 +1,31 @@
 """Nodes that do not belong in one run, a port that is taken, a head or a place that is gone: one line each."""
 
 import socket
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from listeners import HTTP2_SETTINGS, closed_port, listener, web_server
+from ray._private import services
 from ray.exceptions import RpcError
 
+from pilaf_ray import training_run
 from pilaf_ray.actors import cluster, elastic, placement
+from pilaf_ray.config.loader import load_config
 from pilaf_ray.console.address import require_free_port
-from pilaf_ray.errors import ClusterError, ConfigError, RoleLostError
+from pilaf_ray.data.tiny_models import make_tiny_llama
+from pilaf_ray.errors import ClusterError, ConfigError, RoleLostError, RunFolderError
 from pilaf_ray.node_agreement import NodeFacts, read_facts, require_agreement
+from pilaf_ray.observability.logs import close_logging
 from pilaf_ray.placement import RoleRequest, make_groups
+from pilaf_ray.restarts import CHILD
+from pilaf_ray.run_folder import open_run_folder
 
+TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 HERE = NodeFacts(
     node="a", versions=(("python", "3.11.7"), ("torch", "2.13.0"), ("pilaf_ray", "12ab")), sees_folder=True
 )
@@ -56,16 +67,95 @@ def test_a_port_that_is_taken_is_said() -> None:
         port = holder.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} cannot be bound \(Address already in use\)"):
             require_free_port("127.0.0.1", port)
+        with pytest.raises(ConfigError, match=r"^--host, --port: 127"):
+            require_free_port("127.0.0.1", port, settings="--host, --port")
     require_free_port("127.0.0.1", port)
 
 
-def test_a_head_that_does_not_answer_is_one_line_at_once() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    refusal = pytest.raises(ClusterError, match=rf"no Ray head answers at {address} \(Connection refused\): start it")
-    with refusal, cluster.ray_cluster(address=address, num_cpus=1):
+def test_a_port_that_is_left_in_time_is_taken() -> None:
+    """As that of a console whose controller was killed a moment ago."""
+    holder = socket.create_server(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    leaving = threading.Timer(0.3, holder.close)
+    leaving.start()
+    with pytest.raises(ConfigError, match="cannot be bound"):
+        require_free_port("127.0.0.1", port, patience_seconds=0.05)
+    require_free_port("127.0.0.1", port, patience_seconds=30)
+    leaving.join()
+
+
+def test_a_resumed_run_hears_of_a_port_that_is_taken_before_a_role_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = make_tiny_llama(tmp_path / "policy", seed=0)
+    monkeypatch.setattr(training_run, "RESUMED_PORT_SECONDS", 0.1)
+    monkeypatch.delenv(CHILD, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        words = [f"model.policy={policy}", f"run.folder={tmp_path}", "console.serve=true", f"console.port={port}"]
+        config = load_config(TINY, words)
+        running = open_run_folder(tmp_path / "tiny", config_json=config.model_dump_json(), resume=False)
+        with running, pytest.raises(RunFolderError, match="is in use by a running job"):
+            training_run.train(config, resume=True)
+        try:
+            with pytest.raises(ConfigError, match=rf"^console.host, console.port: 127\.0\.0\.1:{port} cannot be bound"):
+                training_run.train(config, resume=True)
+        finally:
+            close_logging()
+
+
+def joining(address: str) -> str:
+    """What is said where the cluster at ``address`` cannot be joined."""
+    with pytest.raises(ClusterError) as refusal, cluster.ray_cluster(address=address, num_cpus=1):
         pass
+    line = str(refusal.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_head_that_does_not_answer_is_one_line_at_once() -> None:
+    address = closed_port()
+    assert joining(address).startswith(f"no Ray head answers at {address} (Connection refused): start it with")
+
+
+def test_what_listens_and_is_no_head_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for minutes."""
+    with listener(b"SSH-2.0-OpenSSH_9.6\r\n") as address:
+        assert joining(address).startswith(f"what listens at {address} is no Ray head: its port is 6379 unless it was")
+        assert joining(f"ray://{address}").startswith(f"what listens at ray://{address} is no Ray head")
+    with web_server({"*": (200, "<html></html>")}) as address:
+        assert joining(address).startswith(f"what listens at {address} is no Ray head")
+    monkeypatch.setattr(cluster, "_REACH_SECONDS", 0.2)
+    with listener(b"") as address:
+        assert joining(address).startswith(f"no Ray head answers at {address} (timed out): start it with")
+
+
+def test_a_server_of_rays_protocol_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's head is a gRPC server of the same C core as Python's."""
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(max_workers=1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    joined = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **settings: joined.append(settings["address"]))
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with cluster.ray_cluster(address=f"127.0.0.1:{port}", num_cpus=1):
+        assert joined == [f"127.0.0.1:{port}"]
+    server.stop(None)
+
+
+def test_auto_without_a_cluster_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # This machine may have clusters of others, which Ray finds by their processes.
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _folder: None)
+    assert joining("auto").startswith("no Ray cluster was started on this machine, and resources.address, or RAY_ADDRE")
+    gone = closed_port().replace("127.0.0.1", "127.0.0.2")
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _folder: gone)
+    assert f"no Ray head answers at {gone}, which Ray noted for address auto (Connection refused)" in joining("auto")
+    other = closed_port()
+    monkeypatch.setenv("RAY_ADDRESS", other)
+    assert joining("auto").startswith(f"no Ray head answers at {other} (")
 
 
 def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +163,9 @@ def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1\n")
 
     monkeypatch.setattr(cluster.ray, "init", init)
-    with socket.socket() as head:
-        head.bind(("127.0.0.1", 0))
-        head.listen()
-        address = f"127.0.0.1:{head.getsockname()[1]}"
+    with listener(HTTP2_SETTINGS) as address:
         words = "Version mismatch: The cluster was started with: Ray: 2.1.0 Python: 3.9.1"
-        refusal = pytest.raises(ClusterError, match=rf"cannot join the Ray cluster at {address}: {words}$")
-        with refusal, cluster.ray_cluster(address=address, num_cpus=1):
-            pass
+        assert joining(address) == f"cannot join the Ray cluster at {address}: {words}"
 
 
 async def test_a_place_that_does_not_come_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

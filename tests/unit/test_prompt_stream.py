@@ -161,6 +161,21 @@ def test_places_that_are_not_there_are_one_line(path: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_data_set_of_the_hub_is_to_be_named_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def complaint(path: str) -> str:
+        with pytest.raises(PromptError) as caught:
+            PromptShards(path, column="prompt")
+        return str(caught.value)
+
+    words = "owner/name-1.0: no .parquet or .jsonl file there; if it is a data set of the hub, name its files: "
+    assert complaint("owner/name-1.0") == words + "hf://datasets/owner/name-1.0/**/*.parquet"
+    (tmp_path / "owner" / "name-1.0").mkdir(parents=True)
+    assert complaint("owner/name-1.0").endswith("file there")
+    assert complaint(str(tmp_path / "none")).endswith("file there")
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path)
     with pytest.raises(PromptError, match="no column 'question'; it has prompt, other"):

@@ -1,6 +1,7 @@
 """What is handed to a scheduler: complete, valid, without secrets, and the same as the examples in launch/."""
 
 import gzip
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import huggingface_hub.constants
 import jsonschema
 import pytest
 import yaml
+from listeners import closed_port, web_server
 from submission_example import EXAMPLE, FILES, ROOT, example
 
 from pilaf_ray import cli
@@ -62,10 +64,57 @@ def test_secrets_of_pods_come_from_a_secret(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_secrets_of_rays_nodes_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["pilaf-ray", "submit", str(EXAMPLE), "submission.secrets=[KEY]", "--dry-run"])
-    with pytest.raises(SystemExit):
+    words = ["submit", str(EXAMPLE), "submission.secrets=[KEY]", "--dry-run", "--address", closed_port()]
+    monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with pytest.raises(SystemExit) as end:
         cli.main()
-    assert "note: KEY must be in the environment of `ray start` on the nodes" in capsys.readouterr().err
+    assert not end.value.code
+    note, unchecked = capsys.readouterr().err.splitlines()
+    assert note == "note: KEY must be in the environment of `ray start` on the nodes"
+    assert unchecked.startswith("note: whether the roles fit is not checked: no Ray job server answers at http://127.")
+
+
+def cluster_of(*gpus: int) -> dict[str, tuple[int, str]]:
+    """What a head's job server says of nodes with so many GPUs."""
+    nodes = [
+        {
+            "node_id": f"{number}" * 56, "node_name": "n", "node_ip": "10.0.0.1", "is_head_node": number == 0,
+            "state": "ALIVE", "state_message": None, "labels": {},
+            "resources_total": {"CPU": 96.0, "GPU": float(each), "memory": 2.0**40},
+        }
+        for number, each in enumerate(gpus)
+    ]  # fmt: skip
+    counts = {"total": len(nodes), "num_after_truncation": len(nodes), "num_filtered": len(nodes)}
+    listing = {"result": True, "msg": "", "data": {"result": {**counts, "result": nodes}}}
+    return {
+        "/api/version": (200, json.dumps({"ray_version": "2.60.0"})),
+        "/api/v0/nodes": (200, json.dumps(listing)),
+    }
+
+
+def test_a_dry_run_checks_the_cluster_as_a_submission_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    words = ["pilaf-ray", "submit", str(EXAMPLE), "--to", "ray", "--dry-run", "--address"]
+
+    def run(*gpus: int) -> tuple[int | str | None, list[str], str]:
+        with web_server(cluster_of(*gpus)) as address, pytest.raises(SystemExit) as end:
+            monkeypatch.setattr(sys, "argv", [*words, address])
+            cli.main()
+        told = capsys.readouterr()
+        return end.value.code, told.out.splitlines(), told.err
+
+    code, (small, large, command), errors = run(2, 8)
+    assert (code, errors) == (0, "")
+    placed = sorted(", ".join(line.partition(": ")[2] for line in (small, large)).split(", "))
+    assert small.startswith("n/00000000: ") and large.startswith("n/11111111: ")
+    assert placed == ["generator-0", "generator-1", *(f"learner-{n}" for n in range(4)), "oracle-0", "reference-0"]
+    assert command.startswith("python -m pilaf_ray train pilaf-llama3-8b-hh.json --restartable")
+    code, shown, errors = run(4)
+    assert code == 2 and errors.startswith("error: generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside")
+    assert not any("pilaf_ray train" in line for line in shown)
 
 
 def test_configurations_travel_whole() -> None:
@@ -83,6 +132,31 @@ def test_slurm_script_is_bash_that_parses() -> None:
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nmodule load cuda\n" in script
+
+
+def test_a_head_that_does_not_start_is_one_line_of_slurms_script(tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    fakes = {
+        "scontrol": "echo node-a",
+        # Options first; what follows asks for addresses, or starts the head.
+        "srun": 'while [ "${1#-}" != "$1" ]; do [ "$1" = -w ] && shift; shift; done\n'
+        '[ "$1" = sh ] && { echo 10.0.0.1; exit 0; }\nexit 1',
+        "ray": "exit 1",
+    }
+    for name, text in fakes.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    config = load_config(EXAMPLE, [f"run.folder={tmp_path}/runs"])
+    script = render(make_job(config, working_dir=tmp_path, target="slurm"), "slurm")["job.sbatch"]
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-a"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    log = tmp_path / "runs" / ".submitted" / "slurm-7" / "ray-node-a.log"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: the Ray head did not start; see {log}\n"
 
 
 def strict(schema: Any) -> Any:
