@@ -99,13 +99,14 @@ def evaluate(
     from rich.console import Console
 
     from pilaf_ray import evaluation_run
+    from pilaf_ray.evaluation.json_files import write_json
 
     console = Console()
     found = evaluation_run.evaluate(
         checkpoints, config=config, overrides=override or [], prompts=prompts, samples=samples, judge=judge,
         console=console,
     )  # fmt: skip
-    evaluation_run.write_json(found, output)
+    write_json(found.as_json(), output)
     console.print(evaluation_run.table(found))
     console.print(f"all responses and estimates: {output}", markup=False)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from pilaf_ray.evaluation.report import EvaluationResult
 from pilaf_ray.evaluation.statistics import Interval
 from pilaf_ray.evaluation.verdicts import verdict_pairs
 from pilaf_ray.observability.logs import close_logging, setup_logging
+from pilaf_ray.provenance import made_with
 
 REFERENCE = "reference"
 
@@ -48,7 +48,8 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, with every response beside the estimates."""
-        return {"estimates": "value with the limits of its 95 % bootstrap interval over prompts", **asdict(self)}
+        told = "value with the limits of its 95 % bootstrap interval over prompts; null where it is not defined"
+        return {"estimates": told, "made_with": made_with(), **asdict(self)}
 
 
 def evaluate(
@@ -223,12 +224,6 @@ class _EvaluationJob:
             mirrored = [None if p is None else 1 - p for p in preferences]
             rates[theirs][ours] = win_rate(mirrored, self._samples)
         return rates
-
-
-def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write everything; undefined limits become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation.as_json(), indent=1) + "\n")
 
 
 def table(evaluation: Evaluation) -> Table:

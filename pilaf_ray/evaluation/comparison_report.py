@@ -16,10 +16,10 @@ _AXIS_TITLES = {"labels": "labels", "generated_tokens": "generated tokens", "sec
 def comparison_json(
     results: Sequence[SamplerResult], curves: Sequence[Curve], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Plain data: the results and the curves' means; limits that are not defined are null."""
+    """Plain data: the results and the curves' means."""
     return {
         "settings": settings,
-        "results": [_defined(asdict(result)) for result in results],
+        "results": [asdict(result) for result in results],
         "curves": [
             {
                 "sampler": curve.sampler,
@@ -30,12 +30,6 @@ def comparison_json(
             for curve in curves
         ],
     }
-
-
-def _defined(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _defined(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def comparison_page(
