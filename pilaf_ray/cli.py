@@ -92,7 +92,9 @@ def evaluate(
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=2, help="Held-out prompts.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses a prompt; r̂ is judged from 2 on.")] = 2,
-    judge: Annotated[str | None, typer.Option(help="Oracle section that says who wins, as YAML.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Oracle section (function, reward_model or judge) that says who wins, as YAML.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path("evaluation.json"),
 ) -> None:
     """Held-out reward, KL, J, win rates, length and diversity of checkpoints, with intervals."""
