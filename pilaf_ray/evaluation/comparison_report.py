@@ -52,8 +52,9 @@ def comparison_page(
         result=_result_table(results, baseline),
         result_note=(
             f"β = {curves[0].beta:g}, J = R − β·KL on {curves[0].rewards.shape[1]} held-out responses a run. Brackets: "
-            "95 % Student intervals over seeds; of the label saving, a bootstrap over seeds and prompts. The saving is "
-            f"the share of {baseline}'s labels that a sampler does not need for {baseline}'s final J; negative where "
+            "95 % intervals over seeds, with the held-out prompts as they are: Student's, and for the label saving the "
+            f"savings that Student's test does not rule out. The saving is the share of {baseline}'s labels that a "
+            f"sampler does not need for {baseline}'s final J; negative where "
             "it never gets there."
         ),
         costs=_cost_table(results),
@@ -139,6 +140,8 @@ def _text(interval: Interval | None) -> str:
 def _share(interval: Interval | None) -> str:
     if interval is None:
         return "–"
+    if math.isnan(interval.low):
+        return _percent(interval.value)
     return f"{_percent(interval.value)} [{_percent(interval.low)}, {_percent(interval.high)}]"
 
 

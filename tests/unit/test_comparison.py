@@ -63,7 +63,7 @@ def all_curves(folder: Path) -> list:  # type: ignore[type-arg]
 
 
 def test_results_are_the_files_numbers(tmp_path: Path) -> None:
-    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla", resamples=200)}
+    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla")}
     for name, slopes in SLOPES.items():
         found = results[name]
         # Recomputed from the files, without the code above them.
@@ -87,7 +87,7 @@ def test_results_are_the_files_numbers(tmp_path: Path) -> None:
 
 
 def test_label_savings_are_where_the_mean_curves_cross(tmp_path: Path) -> None:
-    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla", resamples=200)}
+    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla")}
     saved, lost = results["pilaf"].label_saving, results["hybrid"].label_saving
     assert saved is not None and lost is not None
     # J a label: vanilla 0.020, pilaf 0.045, hybrid 0.010; vanilla's end is at 1.6.
