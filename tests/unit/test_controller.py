@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -136,6 +137,7 @@ def controller(
     schedule: Schedule | None = None,
     turn: Turn = own_device,
     evaluate: Callable[[int], Awaitable[None]] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -159,6 +161,7 @@ def controller(
         pairs=pairs,
         fail_fast=fail_fast,
         turn=turn,
+        clock=clock,
     )
 
 
@@ -318,6 +321,37 @@ async def test_evaluations_come_before_the_next_version_and_the_last_is_waited_f
     for step in range(1, 7):
         assert world.events.index(f"served {step}") < world.events.index(f"evaluated {step}")
     assert world.events[-1] == "evaluated 6"
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_how_far_training_goes_on_beside_an_evaluation(staleness: int) -> None:
+    """One step of the learner, and generators as far ahead as the gate lets them; the wait is told apart."""
+    world, reports, now, goes_on = World(), [], [0.0], asyncio.Event()
+
+    async def evaluate(step: int) -> None:
+        if step == 2:
+            world.events.append("evaluating 2")
+            await goes_on.wait()
+
+    running = controller(
+        world, reports, staleness=staleness, steps=6, evaluate=evaluate, clock=lambda: now[0]
+    )  # fmt: skip
+    async with asyncio.timeout(10):
+        task = asyncio.create_task(running.run())
+        while "evaluating 2" not in world.events:
+            await asyncio.sleep(0)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert [event for event in world.events if event.startswith("train")] == ["train 1", "train 2", "train 3"]
+        assert "push 3" not in world.events and world.version == 2
+        # Two windows are done with; the gate has admitted all others that may be sampled under version 2.
+        planned = 4 * min(6, 2 + staleness + 1)
+        assert sum(state is not PairState.PLANNED for state in world.states.values()) == planned
+        now[0] += 40.0
+        goes_on.set()
+        assert await task == 6
+    assert [report.evaluation_seconds for report in reports] == [0.0, 0.0, 40.0, 0.0, 0.0, 0.0]
+    assert all(report.push_seconds == report.wait_seconds == 0.0 for report in reports)
 
 
 @pytest.mark.parametrize("stuck", ["serve 2", "evaluated 2"])
