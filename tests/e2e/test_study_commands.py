@@ -15,7 +15,8 @@ from pilaf_ray.errors import ConfigError
 from pilaf_ray.evaluation.json_files import write_json
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
-SIZES = {"desktop": (1280, 900), "phone": (375, 812)}
+SIZES = (("screen", 1280, 900), ("screen", 375, 812), ("print", 718, 1046))
+"""A desktop, a phone and A4 paper within its margins, in CSS pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +100,14 @@ def test_a_comparison_runs_what_is_missing_and_reports_all_runs(model: Path, tmp
 
 
 def look(page_file: Path) -> None:
-    """In a browser: nothing from a network, no error, and a phone scrolls tables only, not the page."""
+    """In a browser: nothing from a network, no error, and nothing wider than screen or paper but what scrolls."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        for width, height in SIZES.values():
+        for media, width, height in SIZES:
             page = browser.new_page(viewport={"width": width, "height": height})
+            page.emulate_media(media=media)
             asked, errors = list[str](), list[str]()
             page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
