@@ -140,8 +140,8 @@ def label_saving(pairs: Sequence[tuple[Curve, Curve]]) -> Interval:
     """1 − n/N: the sampler needs n labels for the J that the baseline has after all of its N.
 
     A sampler that never gets there has a negative saving, 1 − N/n, the baseline needing n labels for the
-    sampler's final J; −∞ where the sampler ends below the common start. Curves are means over seeds, straight between
-    evaluations.
+    sampler's final J; −∞ where the sampler ends below the common start; 1 where the baseline does. Curves are
+    means over seeds, straight between evaluations.
 
     The interval holds the savings that the seeds do not contradict: each saving says where the two curves are level,
     and it is kept while Student's test over seeds finds the difference there to be zero (Fieller's method, which needs

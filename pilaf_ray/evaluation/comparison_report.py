@@ -54,8 +54,8 @@ def comparison_page(
             f"β = {curves[0].beta:g}, J = R − β·KL on {curves[0].rewards.shape[1]} held-out responses a run. Brackets: "
             "95 % intervals over seeds, with the held-out prompts as they are: Student's, and for the label saving the "
             f"savings that Student's test does not rule out. The saving is the share of {baseline}'s labels that a "
-            f"sampler does not need for {baseline}'s final J; negative where "
-            "it never gets there."
+            f"sampler does not need for {baseline}'s final J; negative where it never gets there, 100 % where all "
+            "begin there."
         ),
         costs=_cost_table(results),
         curves=_figures(curves, samplers),
