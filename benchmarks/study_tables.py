@@ -92,4 +92,5 @@ def _percent(interval: dict[str, float | None] | None) -> str:
         return "–"
     limits = [interval[key] for key in ("value", "low", "high")]
     value, low, high = ("never" if limit is None else f"{100 * limit:.0f} %" for limit in limits)
-    return f"{value} [{low}, {high}]"
+    # One seed has no limits; else only what is never saved is null.
+    return value if limits[2] is None else f"{value} [{low}, {high}]"

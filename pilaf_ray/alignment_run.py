@@ -1,7 +1,6 @@
 """``pilaf-ray align``: where each sampler's DPO gradient points, on a real model, beside the gradient of J."""
 
 import asyncio
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,8 +19,9 @@ from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.model_store import local_model
 from pilaf_ray.errors import ConfigError
 from pilaf_ray.evaluation.alignment import Alignment, PromptResponses, ResponseSet, align, sampler_branches
-from pilaf_ray.evaluation.checkpoints import find_policy
+from pilaf_ray.evaluation.checkpoints import PolicyFolder, find_policy
 from pilaf_ray.observability.logs import close_logging, setup_logging
+from pilaf_ray.provenance import made_with
 from pilaf_ray.sampling.identity import derive_seed, pair_identity
 from pilaf_ray.sampling.normalizers import log_z_sample
 from pilaf_ray.types import GenerationRequest, Prompt, SampledResponse
@@ -48,47 +48,19 @@ def measure_alignment(
     """
     console = console or Console()
     policy = find_policy(checkpoint)
-    file = config or policy.run_config
-    if file is None:
-        raise ConfigError(f"{policy.model} belongs to no run: name prompts, oracle and reference with --config")
-    settings = load_config(file, [*overrides, f"evaluation.prompts={prompts}"])
+    settings = _settings(policy, config, [*overrides, f"evaluation.prompts={prompts}"])
     beta = settings.algorithm.beta
-    for name in samplers:
-        try:
-            sampler_branches(name, beta=beta)
-        except KeyError as error:
-            raise ConfigError(
-                f"--samplers: '{name}' has no fixed mixture: vanilla, hybrid, pilaf or t_pilaf"
-            ) from error
+    coefficients = mixing_coefficients(samplers, beta=beta)
     if samples < 4:
         raise ConfigError(f"--samples {samples}: two halves of two responses are the least: give 4 or more")
-    settings = settings.model_copy(
-        update={
-            "model": settings.model.model_copy(
-                update={"policy": str(policy.model), "reference": settings.model.reference_path}
-            )
-        }
-    )
     inputs = build.build_inputs(settings)
-    found = inputs.evaluation.prompts
-    if len(found) < prompts:
-        raise ConfigError(f"--prompts {prompts}: {settings.prompts.evaluation.path} has {len(found)} that fit")
-    coefficients = sorted({c for n in samplers for b in sampler_branches(n, beta=beta) for c in _sides(b)} | {0.0})
-    with tempfile.TemporaryDirectory(prefix="pilaf-align-") as logs:
-        setup_logging("align", Path(logs))
-        try:
-            console.print(f"sampling {samples} responses for each of {len(coefficients)} coefficients", highlight=False)
-            with ray_cluster(address=settings.resources.address, num_cpus=settings.total_cpus):
-                pools, rewards = asyncio.run(_sample(settings, inputs, coefficients, samples, logs))
-        finally:
-            close_logging()
+    held_out = inputs.evaluation.prompts
+    if len(held_out) < prompts:
+        raise ConfigError(f"--prompts {prompts}: {settings.prompts.evaluation.path} has {len(held_out)} that fit")
+    console.print(f"sampling {samples} responses for each of {len(coefficients)} coefficients", highlight=False)
+    pools, rewards = _sampled(settings, inputs, coefficients, samples)
     # The engine's memory is free again before the gradients need theirs.
-    measured, part = _measure(settings, found, pools, rewards, parameters, projections, console)
-    results = [
-        result
-        for size in sorted({samples // 2, samples} - {2, 3})
-        for result in align(measured, samplers=list(samplers), beta=beta, samples=size)
-    ]
+    measured, part = _measure(settings, held_out, pools, rewards, parameters, projections, console)
     return {
         "checkpoint": str(policy.model),
         "beta": beta,
@@ -96,13 +68,62 @@ def measure_alignment(
         "samples": samples,
         "gradient": part,
         "z_product": _mean_z(measured, beta),
-        "results": [asdict(result) for result in results],
-        "estimates": "value with the limits of its 95 % bootstrap interval over prompts",
+        "results": [asdict(result) for result in _by_size(measured, samplers, beta=beta, samples=samples)],
+        "estimates": "value with the limits of its 95 % bootstrap interval over prompts; null where it is not defined",
+        "made_with": made_with(),
     }
 
 
-def _sides(branch: Any) -> tuple[float, float]:
-    return branch.coefficient_a, branch.coefficient_b
+def _settings(policy: PolicyFolder, config: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """The configuration that names prompts, oracle and reference, with ``policy`` as the policy."""
+    file = config or policy.run_config
+    if file is None:
+        raise ConfigError(f"{policy.model} belongs to no run: name prompts, oracle and reference with --config")
+    settings = load_config(file, overrides)
+    names = {"policy": str(policy.model), "reference": settings.model.reference_path}
+    return settings.model_copy(update={"model": settings.model.model_copy(update=names)})
+
+
+def mixing_coefficients(samplers: Sequence[str], *, beta: float) -> list[float]:
+    """The coefficients with which responses must be sampled, the policy's own 0 always among them.
+
+    Raises:
+        ConfigError: a sampler is none whose pairs come from a fixed mixture.
+    """
+    wanted = {0.0}
+    for name in samplers:
+        try:
+            branches = sampler_branches(name, beta=beta)
+        except KeyError as error:
+            raise ConfigError(
+                f"--samplers: '{name}' has no fixed mixture: vanilla, hybrid, pilaf or t_pilaf"
+            ) from error
+        wanted.update(c for branch in branches for c in (branch.coefficient_a, branch.coefficient_b))
+    return sorted(wanted)
+
+
+def _by_size(
+    measured: Sequence[PromptResponses], samplers: Sequence[str], *, beta: float, samples: int
+) -> list[Alignment]:
+    """From half of the responses and from all of them, so that one sees what more of them would change."""
+    return [
+        result
+        for size in sorted({samples // 2, samples} - {2, 3})
+        for result in align(measured, samplers=list(samplers), beta=beta, samples=size)
+    ]
+
+
+def _sampled(
+    settings: RunConfig, inputs: build.RunInputs, coefficients: Sequence[float], samples: int
+) -> tuple[list[Pools], list[dict[float, list[float]]]]:
+    """What :func:`_sample` gives, on a cluster that ends with the call."""
+    with tempfile.TemporaryDirectory(prefix="pilaf-align-") as logs:
+        setup_logging("align", Path(logs))
+        try:
+            with ray_cluster(address=settings.resources.address, num_cpus=settings.total_cpus):
+                return asyncio.run(_sample(settings, inputs, coefficients, samples, logs))
+        finally:
+            close_logging()
 
 
 async def _sample(
@@ -219,9 +240,3 @@ def _interval(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
     return str(value)
-
-
-def write_json(found: dict[str, Any], path: Path) -> None:
-    """Write everything."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")

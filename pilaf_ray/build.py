@@ -13,7 +13,7 @@ from pilaf_ray.build_samplers import build_sampler
 from pilaf_ray.config.algorithms import PpoConfig, RolloutAlgorithm, ValueModelConfig
 from pilaf_ray.config.generation import SpeculationSection
 from pilaf_ray.config.limits import IterativeScheduleConfig, round_steps
-from pilaf_ray.config.oracle import FunctionOracleConfig, RewardModelOracleConfig
+from pilaf_ray.config.oracle import FunctionOracleConfig, JudgeOracleConfig, MachineOracleConfig
 from pilaf_ray.config.prompts import PromptSourceConfig
 from pilaf_ray.config.reward_model import RewardModelSection
 from pilaf_ray.config.schema import RunConfig
@@ -270,8 +270,14 @@ def reference_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
     }
 
 
-def oracle_arguments(oracle: FunctionOracleConfig | RewardModelOracleConfig, *, gpus: float) -> dict[str, Any]:
-    """Arguments of the oracle class that scores, on ``gpus`` GPUs."""
+def oracle_arguments(oracle: MachineOracleConfig, *, gpus: float, memory: Path | None = None) -> dict[str, Any]:
+    """Arguments of the oracle's class, on ``gpus`` GPUs.
+
+    Args:
+        memory: file in which a judge keeps answers and costs; None: in its process only.
+    """
+    if isinstance(oracle, JudgeOracleConfig):
+        return oracle.model_dump(exclude={"type"}) | {"memory": str(memory.resolve()) if memory else None}
     if isinstance(oracle, FunctionOracleConfig):
         return {
             "target": oracle.target,

@@ -92,20 +92,23 @@ def evaluate(
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=2, help="Held-out prompts.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses a prompt; r̂ is judged from 2 on.")] = 2,
-    judge: Annotated[str | None, typer.Option(help="Oracle section that says who wins, as YAML.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Oracle section (function, reward_model or judge) that says who wins, as YAML.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path("evaluation.json"),
 ) -> None:
     """Held-out reward, KL, J, win rates, length and diversity of checkpoints, with intervals."""
     from rich.console import Console
 
     from pilaf_ray import evaluation_run
+    from pilaf_ray.evaluation.json_files import write_json
 
     console = Console()
     found = evaluation_run.evaluate(
         checkpoints, config=config, overrides=override or [], prompts=prompts, samples=samples, judge=judge,
         console=console,
     )  # fmt: skip
-    evaluation_run.write_json(found, output)
+    write_json(found.as_json(), output)
     console.print(evaluation_run.table(found))
     console.print(f"all responses and estimates: {output}", markup=False)
 

@@ -19,7 +19,9 @@ from pilaf_ray.errors import ConfigError, RunFolderError
 from pilaf_ray.evaluation.comparison import Curve, compare, read_curve
 from pilaf_ray.evaluation.comparison_report import comparison_json, comparison_page
 from pilaf_ray.evaluation.html_pages import write_page
+from pilaf_ray.evaluation.json_files import write_json
 from pilaf_ray.evaluation.run_records import read_run
+from pilaf_ray.provenance import made_with
 
 BUDGETS = {
     "labels": "max_labels",
@@ -196,7 +198,8 @@ def write_comparison(runs: Sequence[PlannedRun], *, baseline: str, budget: str, 
     results = compare(curves, baseline=baseline)
     missing = [run.config.run.name for run in runs if not run.is_finished]
     settings = {"budget": budget, "baseline": baseline, "beta": curves[0].beta, "missing": missing}
-    (output / "comparison.json").write_text(json.dumps(comparison_json(results, curves, settings), indent=1) + "\n")
+    # The versions are those of whoever writes the report; a run that was finished before may have had others.
+    write_json(comparison_json(results, curves, settings) | {"made_with": made_with()}, output / "comparison.json")
     title = f"Samplers at {budget.replace('=', ' = ')}"
     write_page(page, comparison_page(results, curves, baseline=baseline, title=title, missing=missing))
     return page

@@ -20,7 +20,15 @@ from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.handles import OraclePool, ReferencePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
 from pilaf_ray.config.loader import load_config
-from pilaf_ray.config.oracle import ArgmaxRuleConfig, ScoringOracleConfig
+from pilaf_ray.config.oracle import (
+    ArgmaxRuleConfig,
+    HumanOracleConfig,
+    JudgeOracleConfig,
+    MachineOracleConfig,
+    MixtureOracleConfig,
+    OracleConfig,
+    ScoringOracleConfig,
+)
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.generator_checks import check_models, check_tokenizers
 from pilaf_ray.engines.model_store import local_model
@@ -32,6 +40,7 @@ from pilaf_ray.evaluation.report import EvaluationResult
 from pilaf_ray.evaluation.statistics import Interval
 from pilaf_ray.evaluation.verdicts import verdict_pairs
 from pilaf_ray.observability.logs import close_logging, setup_logging
+from pilaf_ray.provenance import made_with
 
 REFERENCE = "reference"
 
@@ -48,7 +57,8 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, with every response beside the estimates."""
-        return {"estimates": "value with the limits of its 95 % bootstrap interval over prompts", **asdict(self)}
+        told = "value with the limits of its 95 % bootstrap interval over prompts; null where it is not defined"
+        return {"estimates": told, "made_with": made_with(), **asdict(self)}
 
 
 def evaluate(
@@ -72,7 +82,7 @@ def evaluate(
     if len(set(names)) < len(names) or REFERENCE in names:
         policies = [_renamed(policy) for policy in policies]
     settings = _settings(policies, config, overrides, prompts)
-    judge_config = _judge(judge) if judge is not None else settings.scoring_oracle
+    judge_config = judge_section(judge) if judge is not None else settings.scoring_oracle
     inputs = build.build_inputs(settings)
     reference = local_model(settings.model.reference_path, weights=False)
     for policy in policies:
@@ -115,15 +125,33 @@ def _settings(
     return settings
 
 
-def _judge(text: str) -> ScoringOracleConfig:
+def judge_section(text: str) -> MachineOracleConfig:
+    """The oracle of ``--judge``.
+
+    Raises:
+        ConfigError: it is no oracle's section, or names people: they are asked in a run, with a ledger and a console.
+    """
     try:
-        judge: ScoringOracleConfig = TypeAdapter(ScoringOracleConfig).validate_python(yaml.safe_load(text))
+        judge: OracleConfig = TypeAdapter(OracleConfig).validate_python(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"--judge: give an oracle section, e.g. '{{type: function, target: …}}' ({reason})"
         ) from error
+    if isinstance(judge, HumanOracleConfig | MixtureOracleConfig):
+        raise ConfigError(
+            f"--judge: type: {judge.type} asks people, who can be asked in a run only; give one of function, "
+            "reward_model and judge"
+        )
     return judge
+
+
+def _judge_cost(answers: Path) -> dict[str, float] | None:
+    """Calls, tokens and money that a judge has cost, as its newest answer says; None of other oracles."""
+    if not answers.is_file():
+        return None
+    cost: dict[str, float] = json.loads(answers.read_text().splitlines()[-1])["cost"]
+    return cost
 
 
 class _EvaluationJob:
@@ -133,7 +161,7 @@ class _EvaluationJob:
         self,
         config: RunConfig,
         inputs: build.RunInputs,
-        judge: ScoringOracleConfig,
+        judge: MachineOracleConfig,
         samples: int,
         logs: Path,
         console: Console,
@@ -143,13 +171,15 @@ class _EvaluationJob:
         has_rule = "label_rule" in type(judge).model_fields
         self._judge = judge.model_copy(update={"label_rule": ArgmaxRuleConfig()}) if has_rule else judge
         self._samples, self._console = samples, console
+        # In a file, so that a judge that is started anew pays for no answer twice.
+        self._answers = logs / "judge.jsonl"
         self._launcher = RoleLauncher(logs=str(logs), call_seconds=config.pipeline.call_seconds)
 
     async def run(self, policies: Sequence[PolicyFolder]) -> Evaluation:
         """Everything about ``policies``, and about the reference."""
         self._console.print("loading reference and oracle", highlight=False)
         reference, oracle, judge = await asyncio.gather(
-            self._reference(), self._oracle(self._config.scoring_oracle), self._oracle(self._judge)
+            self._reference(), self._scorer(self._config.scoring_oracle), self._start_judge()
         )
         results: dict[str, EvaluationResult] = {}
         for policy in policies:
@@ -168,9 +198,10 @@ class _EvaluationJob:
                 results[REFERENCE] = await evaluator.evaluate(0, coefficient=-1.0)
             await generators.stop()
         beta = self._config.algorithm.beta
+        win_rates = await self._win_rates(judge, results)
         return Evaluation(
             policies={name: measure(result, beta=beta) for name, result in results.items()},
-            win_rates=await self._win_rates(judge, results),
+            win_rates=win_rates,
             results=results,
             settings={
                 "beta": beta,
@@ -180,6 +211,7 @@ class _EvaluationJob:
                 "reference": self._config.model.reference_path,
                 "oracle": self._config.oracle.model_dump(),
                 "judge": self._judge.model_dump(),
+                "judge_cost": _judge_cost(self._answers),
             },
         )
 
@@ -202,7 +234,19 @@ class _EvaluationJob:
             resources=RoleResources(num_cpus=asked.cpus, num_gpus=asked.gpus, threads=config.cpu_threads),
         )
 
-    async def _oracle(self, oracle: ScoringOracleConfig) -> OraclePool:
+    async def _start_judge(self) -> OraclePool:
+        if not isinstance(self._judge, JudgeOracleConfig):
+            return await self._scorer(self._judge)
+        # It waits for its endpoint and computes nothing. One replica: both orders of a pair share its answers.
+        return await self._launcher.oracle(
+            self._judge.type,
+            build.oracle_arguments(self._judge, gpus=0, memory=self._answers),
+            replicas=1,
+            resources=RoleResources(num_cpus=0, num_gpus=0, threads=1),
+            name="judge",
+        )
+
+    async def _scorer(self, oracle: ScoringOracleConfig) -> OraclePool:
         asked = self._config.resources.oracle
         return await self._launcher.oracle(
             oracle.type,
@@ -223,12 +267,6 @@ class _EvaluationJob:
             mirrored = [None if p is None else 1 - p for p in preferences]
             rates[theirs][ours] = win_rate(mirrored, self._samples)
         return rates
-
-
-def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write everything; undefined limits become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation.as_json(), indent=1) + "\n")
 
 
 def table(evaluation: Evaluation) -> Table:

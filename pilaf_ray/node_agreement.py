@@ -25,20 +25,24 @@ class NodeFacts:
 
     node: str
     versions: tuple[tuple[str, str], ...]
-    """Name and public version of Python, the packages and, as a digest, of our own code."""
+    """Of :func:`installed_versions`."""
     sees_folder: bool
     """Whether the run folder is the driver's."""
 
 
 def read_facts(node: str, marker: Path, token: str) -> NodeFacts:
     """Of the node that this runs on; ``marker`` is a file in the run folder into which the driver wrote ``token``."""
-    versions = [("python", platform.python_version())]
-    versions += [(names[0], _installed(names)) for names in _PACKAGES]
     try:
         sees_folder = marker.read_text() == token
     except OSError:
         sees_folder = False
-    return NodeFacts(node=node, versions=(*versions, ("pilaf_ray", _own_code())), sees_folder=sees_folder)
+    return NodeFacts(node=node, versions=installed_versions(), sees_folder=sees_folder)
+
+
+def installed_versions() -> tuple[tuple[str, str], ...]:
+    """Name and public version of Python, the packages that decide numbers and, as a digest, of our own code."""
+    packages = [(names[0], _installed(names)) for names in _PACKAGES]
+    return (("python", platform.python_version()), *packages, ("pilaf_ray", _own_code()))
 
 
 def require_agreement(driver: NodeFacts, others: Sequence[NodeFacts], *, folder: Path) -> None:

@@ -12,6 +12,7 @@ from pilaf_ray.config.oracle import (
     FunctionOracleConfig,
     HumanOracleConfig,
     JudgeOracleConfig,
+    MachineOracleConfig,
     MixtureOracleConfig,
     RewardModelOracleConfig,
 )
@@ -37,21 +38,9 @@ def human_rules(settings: HumanOracleConfig) -> HumanRules:
     )
 
 
-def judge_arguments(settings: JudgeOracleConfig, folder: RunFolder) -> dict[str, Any]:
-    """Arguments of :class:`pilaf_ray.oracle.judge.JudgeOracle`."""
-    return settings.model_dump(exclude={"type"}) | {"memory": str((folder.path / "judge.jsonl").resolve())}
-
-
-async def start_machine(
-    launcher: RoleLauncher,
-    settings: FunctionOracleConfig | RewardModelOracleConfig | JudgeOracleConfig,
-    folder: RunFolder,
-) -> OraclePool:
+async def start_machine(launcher: RoleLauncher, settings: MachineOracleConfig, folder: RunFolder) -> OraclePool:
     """What labels without people, beside what scores."""
-    if isinstance(settings, JudgeOracleConfig):
-        arguments = judge_arguments(settings, folder)
-    else:
-        arguments = build.oracle_arguments(settings, gpus=0)
+    arguments = build.oracle_arguments(settings, gpus=0, memory=folder.path / "judge.jsonl")
     light = RoleResources(num_cpus=0, num_gpus=0, threads=1)
     return await launcher.oracle(settings.type, arguments, replicas=1, resources=light, name="labels")
 

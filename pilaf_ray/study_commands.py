@@ -69,6 +69,7 @@ def align(
     from rich.console import Console
 
     from pilaf_ray import alignment_run
+    from pilaf_ray.evaluation.json_files import write_json
 
     console = Console()
     found = alignment_run.measure_alignment(
@@ -82,6 +83,6 @@ def align(
         overrides=override or [],
         console=console,
     )
-    alignment_run.write_json(found, output)
+    write_json(found, output)
     console.print(alignment_run.table(found))
     console.print(f"all estimates: {output}", markup=False)

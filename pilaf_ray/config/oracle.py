@@ -205,6 +205,12 @@ class JudgeOracleConfig(Section):
         return self
 
 
+MachineOracleConfig = Annotated[
+    FunctionOracleConfig | RewardModelOracleConfig | JudgeOracleConfig, Field(discriminator="type")
+]
+"""Oracles that answer without people."""
+
+
 class MixtureOracleConfig(Section):
     """Some pairs to people, the rest to a machine, which also answers where people do not in time."""
 
@@ -212,7 +218,7 @@ class MixtureOracleConfig(Section):
     """Discriminator."""
     people: HumanOracleConfig = HumanOracleConfig(answer_seconds=3600.0)
     """As for `type: human`; answer_seconds is the deadline after which the machine decides."""
-    machine: Annotated[FunctionOracleConfig | RewardModelOracleConfig | JudgeOracleConfig, Field(discriminator="type")]
+    machine: MachineOracleConfig
     """What labels the rest."""
     share: float = Field(default=0.1, ge=0, le=1)
     """Share of all pairs that people audit, drawn by lot."""

@@ -52,8 +52,10 @@ CHARTS: tuple[Chart, ...] = (
           "from 0 with chances that are both sharp and right."),
     Chart(title="Response length", keys=("response/tokens",), unit="tokens",
           caption="A steady drift is length hacking."),
-    Chart(title="Learner's time", keys=("time/train", "time/wait", "time/push"), unit="s a step",
-          caption="Long waits mean that pairs come too slowly; long pushes that weights move too slowly."),
+    Chart(title="Learner's time", keys=("time/train", "time/wait", "time/push", "time/evaluation"),
+          unit="s a step",
+          caption="Long waits mean that pairs come too slowly; long pushes that weights move too slowly; evaluations "
+          "hold it up by what they take beyond a step."),
     Chart(title="Utilisation", keys=("busy/generator", "busy/reference", "busy/oracle", "busy/learner", "busy/reward"),
           unit="share",
           caption="Share of each step's time in which the role had a call under way."),

@@ -23,9 +23,10 @@ class Forecast:
 
 
 def forecast(records: RunRecords, counts: dict[str, int], *, now: float) -> Forecast:
-    """The pace over the last 20 steps, continued; a step takes the learner's wait, train and push."""
+    """The pace over the last 20 steps, continued; a step takes the learner's waits, train and push."""
     recent = records.metrics[-RECENT_STEPS:]
-    seconds = sum(row.get(key) or 0.0 for row in recent for key in ("time/wait", "time/train", "time/push"))
+    parts = ("time/wait", "time/train", "time/push", "time/evaluation")
+    seconds = sum(row.get(key) or 0.0 for row in recent for key in parts)
     pace = len(recent) / seconds if seconds > 0 else None
     tokens = sum(row.get("cost/generated_tokens") or 0.0 for row in recent)
     steps = int(records.latest.get("step", 0))

@@ -5,14 +5,26 @@ from pathlib import Path
 _FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16"}
 
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     """Instruction-set flags of the first processor; empty where the file is missing."""
+    return frozenset(_first_processors("flags", cpuinfo).split())
+
+
+def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
+    """What the first processor calls itself; empty where nothing says so."""
+    return _first_processors("model name", cpuinfo)
+
+
+def _first_processors(key: str, cpuinfo: Path) -> str:
     if not cpuinfo.exists():
-        return frozenset()
+        return ""
     for line in cpuinfo.read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
+        if line.startswith(key):
+            return line.split(":", 1)[1].strip()
+    return ""
 
 
 def resolve_dtype(setting: str, *, on_gpu: bool, flags: frozenset[str] | None = None) -> str:

@@ -16,10 +16,10 @@ _AXIS_TITLES = {"labels": "labels", "generated_tokens": "generated tokens", "sec
 def comparison_json(
     results: Sequence[SamplerResult], curves: Sequence[Curve], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Plain data: the results and the curves' means; limits that are not defined are null."""
+    """Plain data: the results and the curves' means."""
     return {
         "settings": settings,
-        "results": [_defined(asdict(result)) for result in results],
+        "results": [asdict(result) for result in results],
         "curves": [
             {
                 "sampler": curve.sampler,
@@ -30,12 +30,6 @@ def comparison_json(
             for curve in curves
         ],
     }
-
-
-def _defined(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _defined(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def comparison_page(
@@ -58,9 +52,10 @@ def comparison_page(
         result=_result_table(results, baseline),
         result_note=(
             f"β = {curves[0].beta:g}, J = R − β·KL on {curves[0].rewards.shape[1]} held-out responses a run. Brackets: "
-            "95 % Student intervals over seeds; of the label saving, a bootstrap over seeds and prompts. The saving is "
-            f"the share of {baseline}'s labels that a sampler does not need for {baseline}'s final J; negative where "
-            "it never gets there."
+            "95 % intervals over seeds, with the held-out prompts as they are: Student's, and for the label saving the "
+            f"savings that Student's test does not rule out. The saving is the share of {baseline}'s labels that a "
+            f"sampler does not need for {baseline}'s final J; negative where it never gets there, 100 % where all "
+            "begin there."
         ),
         costs=_cost_table(results),
         curves=_figures(curves, samplers),
@@ -145,6 +140,8 @@ def _text(interval: Interval | None) -> str:
 def _share(interval: Interval | None) -> str:
     if interval is None:
         return "–"
+    if math.isnan(interval.low):
+        return _percent(interval.value)
     return f"{_percent(interval.value)} [{_percent(interval.low)}, {_percent(interval.high)}]"
 
 

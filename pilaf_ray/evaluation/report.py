@@ -96,8 +96,10 @@ def learner_seconds(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
         "learner waits for pairs": "time/wait",
         "learner trains": "time/train",
         "learner hands out weights": "time/push",
+        "learner waits for evaluations": "time/evaluation",
     }
-    return {name: sum(line[key] for line in metrics) for name, key in keys.items()}
+    # Steps that an older version wrote have no time of evaluations.
+    return {name: sum(line.get(key, 0.0) for line in metrics) for name, key in keys.items()}
 
 
 def write_report(

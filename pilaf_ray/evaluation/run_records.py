@@ -59,7 +59,11 @@ class RunRecord:
 
     @cached_property
     def seconds(self) -> list[float]:
-        """Wall time of the learner's loop up to each step, beginning with step 0; evaluation is no part of it."""
+        """Wall time of the learner's loop up to each step, beginning with step 0.
+
+        Less what it waited until an evaluation was over. What pairs were late because generators had an evaluation
+        beside them is in it.
+        """
         return list(accumulate((m["time/wait"] + m["time/train"] + m["time/push"] for m in self.metrics), initial=0.0))
 
     def _totals(self, key: str) -> list[float]:

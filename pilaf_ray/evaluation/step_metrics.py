@@ -34,6 +34,7 @@ def step_metrics(report: StepReport) -> dict[str, Any]:
         "time/wait": report.wait_seconds,
         "time/train": report.train_seconds,
         "time/push": report.push_seconds,
+        "time/evaluation": report.evaluation_seconds,
         "time/sync": report.sync_seconds,
     }
 

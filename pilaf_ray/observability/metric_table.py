@@ -358,6 +358,13 @@ TIME_METRICS: tuple[MetricDefinition, ...] = (
         "small beside `time/train`",
     ),
     MetricDefinition(
+        "time/evaluation",
+        Sum,
+        "s",
+        "learner waiting, its step done, until a held-out evaluation lets its version be served",
+        "0 but after an evaluation; else evaluate less often or fewer prompts",
+    ),
+    MetricDefinition(
         "time/sync",
         Sum,
         "s",

@@ -13,6 +13,7 @@ next loop sees it.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ class Controller:
         """Set while no version is on its way, and for good once a stop was requested: that waits for none."""
         self._synced.set()
         self._sync_seconds = 0.0
+        self._evaluated = (-math.inf, -math.inf)
+        """When the last evaluation that is over began and ended."""
+        self._held_seconds = 0.0
+        """What the step under way has waited for an evaluation."""
         self._clock = clock
         self.ended_by: str | None = None
         """The setting whose limit ended the run, or why it was to stop; None while it runs."""
@@ -182,7 +187,7 @@ class Controller:
                 break
             if self._turn is not own_device:
                 # Whoever waits inside a turn for what is served in another's waits for ever.
-                await self._synced.wait()
+                await self._wait_until_served()
             if self._stop:
                 continue
             async with self._turn():
@@ -200,7 +205,7 @@ class Controller:
     async def _take_step(self, batch: TrainingBatch, started: float) -> Any:
         """Train on ``batch``, for which the loop has waited since ``started``; returns what was pushed, if anything."""
         step = self._step + 1
-        taken = self._clock()
+        taken, held_before = self._clock(), self._held_seconds
         result = await self._ports.learner.train_step(step, batch.items)
         trained = self._clock()
         if batch.is_last_use:
@@ -209,14 +214,16 @@ class Controller:
             self._budget.count(batch.items)
         update = await self._push(step) if batch.publishes else None
         self._step = step
+        held, self._held_seconds = self._held_seconds, 0.0
         await self._after_step(
             StepReport(
                 result=result,
                 batch=batch.items,
                 ages=[step - 1 - item.pair.min_policy_version for item in batch.items],
-                wait_seconds=taken - started,
+                wait_seconds=taken - started - held_before,
                 train_seconds=trained - taken,
-                push_seconds=self._clock() - trained,
+                push_seconds=self._clock() - trained - (held - held_before),
+                evaluation_seconds=held,
                 sync_seconds=self._sync_seconds,
                 in_flight=self.gate.in_flight,
                 is_first_use=batch.is_first_use,
@@ -227,8 +234,15 @@ class Controller:
 
     async def _push(self, step: int) -> Any:
         """What was published; None where a stop was requested, because nobody will serve it."""
-        await self._synced.wait()
+        await self._wait_until_served()
         return None if self._stop else await self._ports.weight_sync.push(step)
+
+    async def _wait_until_served(self) -> None:
+        """Return when no version is on its way, nor evaluated; counts what of it was an evaluation."""
+        started = self._clock()
+        await self._synced.wait()
+        began, ended = self._evaluated
+        self._held_seconds += max(0.0, ended - max(began, started))
 
     def _serve(self, step: int, update: Any, *, slots: int) -> None:
         if self._stop:
@@ -250,7 +264,9 @@ class Controller:
             self._sync_seconds = self._clock() - started
             self.gate.release(pushed.slots)
             await self._after_sync(pushed.step)
+            began = self._clock()
             await self._held_out.sample(pushed.step)
+            self._evaluated = began, self._clock()
             self._synced.set()
 
     async def _wait_for_batch(self) -> TrainingBatch | None:

@@ -19,6 +19,8 @@ class StepReport:
     train_seconds: float
     push_seconds: float
     """The ledger's write and the learner's part of the weight update, which it cannot train through."""
+    evaluation_seconds: float
+    """What the learner waited beside that because its next version may not be served before an evaluation is over."""
     sync_seconds: float
     """What it took until every generator served the version before this one."""
     in_flight: int

@@ -1,9 +1,13 @@
 """Comparing samplers: the numbers from files written by hand, the plan of runs, skipping what is done."""
 
+import html
 import json
 import math
+import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ import pytest
 from pilaf_ray.comparison_run import PlannedRun, plan_runs, run_comparison, sampler_settings
 from pilaf_ray.errors import ConfigError, RunFolderError
 from pilaf_ray.evaluation.comparison import compare, first_crossing, over_seeds, read_curve
+from pilaf_ray.evaluation.comparison_report import comparison_json, comparison_page
+from pilaf_ray.evaluation.json_files import defined, write_json
 from pilaf_ray.evaluation.run_records import read_run
 from pilaf_ray.sampling.plans import BestOfNSampler, HybridSampler, PilafSampler, TPilafSampler, VanillaSampler
 from pilaf_ray.types import Prompt
@@ -63,7 +69,7 @@ def all_curves(folder: Path) -> list:  # type: ignore[type-arg]
 
 
 def test_results_are_the_files_numbers(tmp_path: Path) -> None:
-    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla", resamples=200)}
+    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla")}
     for name, slopes in SLOPES.items():
         found = results[name]
         # Recomputed from the files, without the code above them.
@@ -87,13 +93,125 @@ def test_results_are_the_files_numbers(tmp_path: Path) -> None:
 
 
 def test_label_savings_are_where_the_mean_curves_cross(tmp_path: Path) -> None:
-    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla", resamples=200)}
+    results = {result.sampler: result for result in compare(all_curves(tmp_path), baseline="vanilla")}
     saved, lost = results["pilaf"].label_saving, results["hybrid"].label_saving
     assert saved is not None and lost is not None
     # J a label: vanilla 0.020, pilaf 0.045, hybrid 0.010; vanilla's end is at 1.6.
     assert saved.value == pytest.approx(1 - 0.020 / 0.045) and saved.low < saved.value < saved.high
     assert lost.value == pytest.approx(1 - 0.020 / 0.010), "vanilla needs half the labels for hybrid's end"
     assert lost.high < 0 < saved.low
+
+
+def recomputed(folder: Path, name: str) -> dict[str, Any]:
+    """One sampler's figures from the files of its runs, by other means than the code above."""
+    runs = []
+    for seed in range(3):
+        run = folder / f"{name}-{seed}"
+        lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+        files = sorted((run / "evaluations").iterdir(), key=lambda file: int(file.stem.split("-")[1]))
+        told = [json.loads(file.read_text()) for file in files]
+        runs.append(
+            {
+                "labels": [0.0] + [line["total/labels"] for line in lines if line["step"] in STEPS],
+                "R": [statistics.fmean(result["rewards"]) for result in told],
+                "KL": [statistics.fmean(result["kls"]) for result in told],
+                "tokens": lines[-1]["total/generated_tokens"],
+                "forwards": math.fsum(line["cost/sequence_forwards"] for line in lines),
+                "seconds": math.fsum(line[f"time/{part}"] for line in lines for part in ("wait", "train", "push")),
+            }
+        )
+    for run in runs:
+        run["J"] = [r - 0.1 * kl for r, kl in zip(run["R"], run["KL"], strict=True)]
+    return {"runs": runs, "J": [run["J"][-1] for run in runs]}
+
+
+def student(values: list[float]) -> tuple[float, float, float]:
+    """Mean and limits for 3 values; 4.302653 is Student's 97.5 % point for 2 degrees of freedom, from a table."""
+    half = 4.302653 * statistics.stdev(values) / math.sqrt(3)
+    return statistics.fmean(values), statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
+def cell(values: list[float]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*student(values))
+
+
+def page_rows(page: str) -> list[list[str]]:
+    """The texts of all table cells, row by row."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.DOTALL) for row in rows]
+    return [[html.unescape(re.sub(r"<[^>]+>", "", text)).strip() for text in row] for row in cells if row]
+
+
+def test_page_and_json_show_what_the_runs_files_say(tmp_path: Path) -> None:
+    curves = all_curves(tmp_path)
+    results = compare(curves, baseline="vanilla")
+    page = comparison_page(results, curves, baseline="vanilla", title="t", missing=[])
+    write_json(comparison_json(results, curves, {"budget": "labels=80"}), tmp_path / "comparison.json")
+    numbers = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    shown = page_rows(page)
+    gains, costs = shown[: len(SLOPES)], shown[len(SLOPES) : 2 * len(SLOPES)]
+    base = recomputed(tmp_path, "vanilla")
+    for row, cost, told, name in zip(gains, costs, numbers["results"], SLOPES, strict=True):
+        found = recomputed(tmp_path, name)
+        runs, objectives = found["runs"], found["J"]
+        columns = {
+            "reward": [run["R"][-1] for run in runs],
+            "kl": [run["KL"][-1] for run in runs],
+            "objective": objectives,
+            "gain": [run["J"][-1] - run["J"][0] for run in runs],
+        }
+        assert row[0] == told["sampler"] == name
+        assert row[1:5] == [cell(values) for values in columns.values()]
+        for key, values in columns.items():
+            assert [told[key][part] for part in ("value", "low", "high")] == pytest.approx(student(values), abs=1e-5)
+        if name == "vanilla":
+            assert row[5:] == ["–", "–"] and told["advantage"] is told["label_saving"] is None
+        else:
+            less = [ours - theirs for ours, theirs in zip(objectives, base["J"], strict=True)]
+            assert row[5] == cell(less)
+            saving = told["label_saving"]
+            assert saving["value"] == pytest.approx(1 - 0.020 / {"pilaf": 0.045, "hybrid": 0.010}[name])
+            # The savings' limits have a test of their own; null is −∞: hybrid's curve may be flat.
+            limits = ["never" if saving[part] is None else f"{100 * saving[part]:.0f} %" for part in ("low", "high")]
+            assert row[6] == f"{100 * saving['value']:.0f} % [{limits[0]}, {limits[1]}]"
+        gain, labels = statistics.fmean(columns["gain"]), runs[0]["labels"][-1]
+        totals = [labels, runs[0]["forwards"], 0, runs[0]["tokens"], runs[0]["seconds"]]
+        assert cost == [name, f"{gain:.3f}", *(f"{total:.0f}" for total in totals), f"{100 * gain / labels:.3f}"]
+        assert [
+            told[key] for key in ("labels", "forwards", "scoring_forwards", "generated_tokens", "seconds")
+        ] == totals
+    for curve in numbers["curves"]:
+        run = recomputed(tmp_path, curve["sampler"])["runs"][curve["seed"]]
+        for key, name in (("labels", "labels"), ("rewards", "R"), ("kls", "KL"), ("objectives", "J")):
+            assert curve[key] == pytest.approx(run[name])
+
+
+def test_the_savings_limits_are_where_students_test_turns(tmp_path: Path) -> None:
+    """J grows by 0.35, 0.45, 0.55 a step against 0.15, 0.20, 0.25, so Fieller's limits are roots of a parabola."""
+    (pilaf,) = [result for result in compare(all_curves(tmp_path), baseline="vanilla") if result.sampler == "pilaf"]
+    ours, theirs = np.array([0.35, 0.45, 0.55]), np.array([0.15, 0.20, 0.25])
+    # mean(u·ours − theirs)² = t²·var(u·ours − theirs)/3 in the share u of the labels that is needed.
+    covariance, factor = np.cov(ours, theirs), 4.302653**2 / 3
+    roots = np.roots(
+        [
+            ours.mean() ** 2 - factor * covariance[0, 0],
+            -2 * (ours.mean() * theirs.mean() - factor * covariance[0, 1]),
+            theirs.mean() ** 2 - factor * covariance[1, 1],
+        ]
+    )
+    assert pilaf.label_saving is not None
+    assert (pilaf.label_saving.low, pilaf.label_saving.high) == pytest.approx(
+        (1 - max(roots), 1 - min(roots)), abs=0.001
+    )
+
+
+def test_one_seed_shows_values_without_limits(tmp_path: Path) -> None:
+    curves = [curve for curve in all_curves(tmp_path) if curve.seed == 0]
+    results = compare(curves, baseline="vanilla")
+    rows = page_rows(comparison_page(results, curves, baseline="vanilla", title="t", missing=[]))
+    assert rows[1][1:] == ["3.200", "4.000", "2.800", "2.800", "1.600", "57 %"]
+    told = json.loads(json.dumps(defined(comparison_json(results, curves, {})), allow_nan=False))
+    assert told["results"][1]["label_saving"] == {"value": pytest.approx(1 - 0.15 / 0.35), "low": None, "high": None}
 
 
 def test_crossings() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -138,6 +139,7 @@ def controller(
     schedule: Schedule | None = None,
     turn: Turn = own_device,
     evaluate: Due | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Controller:
     async def after_step(report: StepReport) -> None:
         reports.append(report)
@@ -161,6 +163,7 @@ def controller(
         pairs=pairs,
         fail_fast=fail_fast,
         turn=turn,
+        clock=clock,
     )
 
 
@@ -357,6 +360,42 @@ async def test_an_error_of_scoring_ends_the_run_as_itself() -> None:
     with pytest.raises(OracleError, match="no reward of step 1"):
         await controller(World(), [], staleness=2, evaluate=lambda step: sample).run()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_how_far_training_goes_on_beside_an_evaluation(staleness: int) -> None:
+    """One step of the learner, and generators as far ahead as the gate lets them; the wait is told apart."""
+    world, reports, now, goes_on = World(), [], [0.0], asyncio.Event()
+
+    async def sample() -> Score:
+        world.events.append("evaluating 2")
+        await goes_on.wait()
+        return world.wander
+
+    running = controller(
+        world,
+        reports,
+        staleness=staleness,
+        steps=6,
+        evaluate=lambda step: sample if step == 2 else None,
+        clock=lambda: now[0],
+    )
+    async with asyncio.timeout(10):
+        task = asyncio.create_task(running.run())
+        while "evaluating 2" not in world.events:
+            await asyncio.sleep(0)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert [event for event in world.events if event.startswith("train")] == ["train 1", "train 2", "train 3"]
+        assert "push 3" not in world.events and world.version == 2
+        # Two windows are done with; the gate has admitted all others that may be sampled under version 2.
+        planned = 4 * min(6, 2 + staleness + 1)
+        assert sum(state is not PairState.PLANNED for state in world.states.values()) == planned
+        now[0] += 40.0
+        goes_on.set()
+        assert await task == 6
+    assert [report.evaluation_seconds for report in reports] == [0.0, 0.0, 40.0, 0.0, 0.0, 0.0]
+    assert all(report.push_seconds == report.wait_seconds == 0.0 for report in reports)
 
 
 @pytest.mark.parametrize(("stuck", "last"), [("serve 2", 3), ("sampling 2", 3), ("scoring 2", 4)])

@@ -1,7 +1,9 @@
 """Judges over a scripted endpoint, and mixtures of people and machines."""
 
+import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 from pairs import pair
+from test_measures import result_of
 
 from pilaf_ray.config.oracle import JUDGE_TEMPLATE, JudgeOracleConfig
 from pilaf_ray.errors import ConfigError, OracleError, OracleUnavailableError
+from pilaf_ray.evaluation.verdicts import verdict_pairs
+from pilaf_ray.evaluation_run import judge_section
 from pilaf_ray.oracle.human import NOBODY
 from pilaf_ray.oracle.judge import JudgeOracle, fill, in_both_orders, verdict
 from pilaf_ray.oracle.mixture import MixtureOracle, MixtureRules
@@ -62,6 +67,33 @@ async def test_both_orders_decide_and_a_judge_of_positions_ties() -> None:
     assert found.probability == 0.5
     (found,) = await judge(Endpoint(lambda _: "I cannot say")).label([pair(0)])
     assert found.is_abstention and "names neither A, B nor T" in (found.reason or "")
+
+
+async def test_an_evaluation_asks_in_both_orders_and_pays_once_for_them(tmp_path: Path) -> None:
+    """Verdict pairs are shown a first and b first; a judge asks both orders of each anyway, with the same questions."""
+    first = result_of(rewards=[0.0, 0.0], kls=[0.0, 0.0], controls=[0.0, 0.0])
+    endpoint = Endpoint(longer)
+    oracle = judge(endpoint)
+    theirs = replace(first, responses=["short", "a much longer answer than ours"])
+    shown_first, shown_second = verdict_pairs(first, theirs)
+    found = await asyncio.gather(oracle.label(shown_first), oracle.label(shown_second))
+    assert [[label.probability for label in labels] for labels in found] == [[1.0, 0.0]] * 2
+    assert (len(endpoint.questions), oracle.cost.cached) == (4, 4)
+
+
+def test_people_cannot_judge_outside_a_run() -> None:
+    machine = judge_section("{type: judge, url: 'http://x/v1', model: m}")
+    assert isinstance(machine, JudgeOracleConfig)
+    assert judge_section("{type: function, target: 'a.b:c', kind: compare}").type == "function"
+    assert judge_section("{type: reward_model, path: x}").type == "reward_model"
+    mixture = "{type: mixture, machine: {type: judge, url: 'http://x/v1', model: m}}"
+    for text in ("{type: human}", mixture):
+        with pytest.raises(ConfigError, match=r"^--judge: type: \w+ asks people, who can be asked in a run only; give"):
+            judge_section(text)
+    for text in ("{type: oracle}", "[", "{type: judge}"):
+        with pytest.raises(ConfigError, match=r"^--judge: give an oracle section") as caught:
+            judge_section(text)
+        assert "\n" not in str(caught.value)
 
 
 async def test_answers_are_paid_once_also_after_a_restart(tmp_path: Path) -> None:

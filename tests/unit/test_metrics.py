@@ -141,6 +141,7 @@ def report() -> StepReport:
         wait_seconds=1.0,
         train_seconds=2.0,
         push_seconds=0.25,
+        evaluation_seconds=0.75,
         sync_seconds=0.5,
         in_flight=7,
         spent=Spent(labels=12, generated_tokens=900, seconds=30.5),
@@ -175,6 +176,7 @@ def test_metrics_of_a_step() -> None:
             "time/wait": 1.0,
             "time/train": 2.0,
             "time/push": 0.25,
+            "time/evaluation": 0.75,
             "time/sync": 0.5,
         }
     )

@@ -71,8 +71,8 @@ def test_numbers_of_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     page = run_report([run])
     rewards = [0.1 * n + 0.8 for n in range(6)]
     kls = [2.0 + 0.1 * n for n in range(6)]
-    assert f"<td>{mean(rewards):.3f} [" in page
-    assert f"<td>{mean(rewards) - 0.1 * mean(kls):.3f} [" in page
+    for value in (mean(rewards), mean(rewards) - 0.1 * mean(kls)):
+        assert f'<td>{value:.3f} <span class="limits">[' in page
     assert "<td>32</td><td>4</td><td>96</td><td>680</td>" in page  # labels, steps, forwards, tokens
     assert run.generated_tokens == [0, 170, 340, 510, 680] and run.labels[2] == 16
     assert run.seconds == pytest.approx([0, 1.75, 3.5, 5.25, 7.0])
