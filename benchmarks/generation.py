@@ -35,9 +35,11 @@ from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.schema import RunConfig
 from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.resource_plan import lora_settings
+from pilaf_ray.sampling.plans import SAMPLER_CLASSES, PairSampler, PilafSampler
 from pilaf_ray.types import DraftCounts, GenerationRequest, Prompt
 
 OWN, DRAFTING, SHARED, SHARED_DRAFTING = "", "speculation", "one base", "one base, speculation"
+SAMPLERS = ("vanilla", "hybrid", "pilaf")
 VLLM, HUGGING_FACE = "plain vLLM", "Hugging Face, two models"
 
 
@@ -52,7 +54,7 @@ class Case:
     @property
     def name(self) -> str:
         """What the row is called."""
-        beta = f"β = {self.beta:g}" if self.sampler != "vanilla" else ""
+        beta = f"β = {self.beta:g}" if self.sampler == "pilaf" else ""
         return ", ".join(part for part in (self.sampler, beta, self.engine) if part)
 
 
@@ -66,13 +68,18 @@ class Timing:
     """Of this repetition alone."""
 
 
+def pair_sampler(case: Case) -> PairSampler:
+    """The one that a run would plan its pairs with."""
+    return PilafSampler(beta=case.beta) if case.sampler == "pilaf" else SAMPLER_CLASSES[case.sampler]()
+
+
 def requests(prompts: list[Prompt], case: Case, *, round_number: int) -> list[GenerationRequest]:
-    """Both sides of a pair a prompt; PILAF's coin is replaced by turns, so that exactly half are mixed."""
+    """Both sides of a pair a prompt; a coin is replaced by turns, so that exactly half of PILAF's pairs are mixed."""
+    branches = pair_sampler(case).branches
+    assert len({branch.weight for branch in branches}) == 1, "turns are fair"
     found = []
     for number, prompt in enumerate(prompts):
-        mixed = case.sampler == "hybrid" or (case.sampler == "pilaf" and number % 2 == 1)
-        # Hybrid mixes one side only.
-        sides = (("a", case.beta if mixed else 0.0), ("b", -case.beta if mixed and case.sampler == "pilaf" else 0.0))
+        branch = branches[number % len(branches)]
         found += [
             GenerationRequest(
                 request_id=f"{case.name}-{round_number}-{number}-{side}",
@@ -80,7 +87,7 @@ def requests(prompts: list[Prompt], case: Case, *, round_number: int) -> list[Ge
                 coefficient=coefficient,
                 seed=2 * number + (side == "b"),
             )
-            for side, coefficient in sides
+            for side, coefficient in (("a", branch.coefficient_a), ("b", branch.coefficient_b))
         ]
     return found
 
@@ -166,8 +173,8 @@ def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 def choose_cases(config: RunConfig, *, betas: str, peers: bool) -> list[Case]:
     """The rows of the table; the first is what the others are compared with."""
     beta = config.algorithm.beta
-    cases = [Case(sampler=sampler, beta=beta, engine=OWN) for sampler in ("vanilla", "hybrid", "pilaf")]
-    cases += [Case(sampler=sampler, beta=beta, engine=DRAFTING) for sampler in ("vanilla", "pilaf")]
+    cases = [Case(sampler=sampler, beta=beta, engine=OWN) for sampler in SAMPLERS]
+    cases += [Case(sampler=sampler, beta=beta, engine=DRAFTING) for sampler in SAMPLERS]
     if config.model.lora is not None:
         cases += [Case(sampler="pilaf", beta=beta, engine=engine) for engine in (SHARED, SHARED_DRAFTING)]
         cases += [Case(sampler="vanilla", beta=beta, engine=SHARED)]

@@ -5,6 +5,9 @@ products of matrices alone, each in a process of its own; they take steps in tur
 falls on all of them. The first step of each is not counted. Prompts are the configuration's, tokens of responses are
 drawn at random, and log π_ref is given with them: neither side runs a reference.
 
+``--compiled`` adds our learner with decoder layers that torch.compile has seen, which takes minutes before the first
+step (benchmarks/learner_compiled.py); its losses must be ours at every step.
+
 Tokens are those of both sequences of each pair, prompt included, whoever computes the prompt once or twice. The share
 of the matmul peak counts six operations an element and token (benchmarks/arithmetic.py), prompts once where
 ``learner.share_prompts`` is on, over the fastest ``torch.mm``: of a micro-batch with a matrix of the model's, or of two
@@ -26,10 +29,13 @@ import typer
 
 from benchmarks.arithmetic import PairLengths, TrainedMatrices
 from benchmarks.learner_rows import (
+    COMPILED,
+    OURS,
     PEAK,
     ROWS,
     Answers,
     check_same_batch,
+    check_same_training,
     print_table,
     product_rates,
     ratios,
@@ -111,8 +117,9 @@ def start_workers(
         variant = name.partition(",")[0]
         if {name, variant} & without:
             continue
-        ours = variant == "pilaf_ray" or "our allocator" in name
-        message = {"variant": variant, "batch": batch, "threads": threads, "settings": settings[variant]}
+        ours = variant == OURS or "our allocator" in name
+        own = settings[variant] | ({"compiled": True} if name == COMPILED else {})
+        message = {"variant": variant, "batch": batch, "threads": threads, "settings": own}
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -151,7 +158,7 @@ def variant_settings(
     names = ("beta", "learning_rate", "betas", "weight_decay", "max_grad_norm", "gradient_checkpointing")
     trl = bare | {name: ours[name] for name in names} | {"pairs_per_forward": trl_pairs}
     products = {"precision": ours["precision"], "shapes": shapes, "shape_seconds": 0.3}
-    return {"pilaf_ray": ours, "trl": trl, "forward_backward": bare, PEAK: products}
+    return {OURS: ours, "trl": trl, "forward_backward": bare, PEAK: products}
 
 
 def main(
@@ -163,6 +170,7 @@ def main(
     shortest: Annotated[float, typer.Option(help="Shortest response, as a share of max_new_tokens.")] = 1.0,
     trl_pairs: Annotated[int, typer.Option(help="Pairs of one of TRL's forwards; 0: all of them.")] = 0,
     without: Annotated[list[str] | None, typer.Option(help="A learner to leave out; may be repeated.")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also ours with compiled decoder layers.")] = False,
     results: Annotated[Path | None, typer.Option(help="File that gets the JSON as well.")] = None,
 ) -> None:
     """Print a table and one line of JSON."""
@@ -188,10 +196,13 @@ def main(
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         settings = variant_settings(config, inputs, Path(folder), threads=cores, shapes=products, trl_pairs=trl_pairs)
-        workers = start_workers(settings, batch, threads=cores, without=set(without or []))
+        left_out = {*(without or []), *(() if compiled else (COMPILED,))}
+        workers = start_workers(settings, batch, threads=cores, without=left_out)
         answers = measure(workers, repetitions)
     rows = summarize(answers, matrices, lengths, shared=config.learner.share_prompts)
-    check_same_batch(rows, tolerance=1e-3 if settings["trl"]["precision"] == "float32" else 0.05)
+    tolerance = 1e-3 if settings["trl"]["precision"] == "float32" else 0.05
+    check_same_batch(rows, tolerance=tolerance)
+    check_same_training(answers, tolerance=tolerance)
     found = ratios(rows)
     peaks = product_rates(answers)
     print_table(rows, found, peaks)

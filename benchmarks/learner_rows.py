@@ -8,8 +8,10 @@ from rich.table import Table
 
 from benchmarks.arithmetic import PairLengths, TrainedMatrices, spread, step_flops
 
+OURS, COMPILED = "pilaf_ray", "pilaf_ray, compiled"
 ROWS = {
-    "pilaf_ray": "pilaf_ray",
+    OURS: "pilaf_ray",
+    COMPILED: "pilaf_ray, compiled layers",
     "trl": "TRL DPOTrainer",
     "trl, our allocator": "TRL DPOTrainer, glibc told what ours is told",
     "forward_backward": "Hugging Face forward and backward alone",
@@ -40,7 +42,7 @@ def summarize(
         flops = step_flops(
             matrices,
             lengths,
-            shared_prompts=shared and name == "pilaf_ray",
+            shared_prompts=shared and name in (OURS, COMPILED),
             head_on_prompts=name == "forward_backward",
         )
         rows.append(
@@ -63,7 +65,7 @@ def summarize(
 def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Ours over each other learner: tokens/s, and peak memory with and without what libraries take."""
     by_name = {row["learner"]: row for row in rows}
-    ours = by_name.get("pilaf_ray")
+    ours = by_name.get(OURS)
     if ours is None:
         return {}
 
@@ -77,7 +79,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             "peak_memory_without_libraries": own(ours) / own(row),
         }
         for name, row in by_name.items()
-        if name != "pilaf_ray"
+        if name != OURS
     }
 
 
@@ -86,6 +88,14 @@ def check_same_batch(rows: list[dict[str, Any]], *, tolerance: float) -> None:
     losses = {row["learner"]: row["first_loss"] for row in rows if row["learner"] != "forward_backward"}
     if max(losses.values(), default=0.0) - min(losses.values(), default=0.0) > tolerance:
         raise SystemExit(f"the learners start with different losses, so this compares nothing: {losses}")
+
+
+def check_same_training(answers: Answers, *, tolerance: float) -> None:
+    """Compiled layers must give the losses of ours at every step, or their gradients are others."""
+    pairs = zip(answers.get(OURS, []), answers.get(COMPILED, []), strict=False)
+    losses = [(ours["loss"], compiled["loss"]) for ours, compiled in pairs]
+    if any(abs(ours - compiled) > tolerance for ours, compiled in losses):
+        raise SystemExit(f"with compiled layers the training is another, so this compares nothing: {losses}")
 
 
 def print_table(rows: list[dict[str, Any]], found: dict[str, dict[str, float]], products: dict[str, float]) -> None:

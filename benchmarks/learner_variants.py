@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.learner_compiled import compile_layers, load_compiler
 from benchmarks.workers import Commands, forget_peak, peak_mib, resident_mib
 from pilaf_ray.data.made_pairs import made_pair
 
@@ -62,7 +63,10 @@ class Turns:
 
 
 def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> None:
-    """The policy learner of a run: rank 0 of 1, through DeepSpeed."""
+    """The policy learner of a run: rank 0 of 1, through DeepSpeed; ``compiled``: with layers that are."""
+    compiled = arguments.pop("compiled", False)
+    if compiled:
+        load_compiler()
     import deepspeed  # noqa: F401 - the learner imports it when the model is loaded
     import transformers  # noqa: F401
 
@@ -81,6 +85,8 @@ def pilaf_ray(turns: Turns, batch: Sequence[Row], arguments: dict[str, Any]) -> 
         offload=OffloadSettings(**arguments.pop("offload")),
         **arguments,
     )
+    if compiled:
+        compile_layers(learner._engine.network)
     items = [
         made_pair(
             index,

@@ -124,6 +124,15 @@ def draw(calls: Sequence[Call], file: Path, *, steps: int, title: str) -> dict[s
     return shares
 
 
+def drawn(calls: Sequence[Call], *, steps: int) -> dict[str, list[dict[str, str | float]]]:
+    """What :func:`draw` shows: the calls of each role, in seconds since the window began."""
+    begin, end = window(calls, steps=steps)
+    return {
+        role: [{"name": c.name, "begin": round(c.begin - begin, 4), "end": round(c.end - begin, 4)} for c in found]
+        for role, found in within(calls, begin, end).items()
+    }
+
+
 def main(
     config: Annotated[Path, typer.Argument(help="What is run.")] = ROOT / "configs/quickstart.yaml",
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the run.")] = None,
@@ -132,6 +141,7 @@ def main(
         Path | None, typer.Option(exists=True, dir_okay=False, help="A trace.json; nothing is run then.")
     ] = None,
     output: Annotated[Path, typer.Option(help="The picture.")] = ROOT / "docs/performance/timeline.png",
+    file: Annotated[Path | None, typer.Option("--results", help="File that gets the JSON, with what is drawn.")] = None,
 ) -> None:
     """Draw one steady-state step and print how busy each role was in it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +158,11 @@ def main(
     shares = draw(calls, output, steps=steps, title=f"{steps} steady-state step(s) of {config.name}")
     begin, end = window(calls, steps=steps)
     figures = {role: round(share, 3) for role, share in shares.items()}
-    typer.echo(json.dumps({"seconds": round(end - begin, 2), "busy": figures, "machine": machine()}, indent=1))
+    told = {"seconds": round(end - begin, 2), "busy": figures, "machine": machine()}
+    typer.echo(json.dumps(told, indent=1))
+    if file is not None:
+        of = {"overrides": overrides or [], "steps": steps, "calls": drawn(calls, steps=steps)}
+        file.write_text(json.dumps({**told, **of}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

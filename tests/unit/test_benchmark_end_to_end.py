@@ -3,7 +3,6 @@
 import pytest
 
 from benchmarks.end_to_end import ASYNCHRONOUS, SYNCHRONOUS, TRL, Timing, compare, over_the_rounds, utilization
-from benchmarks.time_to_reward import Point, seconds_to
 
 
 def test_rates_ratios_and_the_bound_of_asynchrony() -> None:
@@ -25,19 +24,6 @@ def test_without_trl_nothing_stands_over_it() -> None:
     comparison = compare({ASYNCHRONOUS: Timing(step_seconds=[2.0]), SYNCHRONOUS: sync}, pairs=1, max_staleness_steps=0)
     assert comparison.over_trl == {}
     assert comparison.speedup == 1.5
-
-
-def test_a_reward_between_two_evaluations_is_reached_on_the_line_between_them() -> None:
-    curve = [
-        Point(step=0, seconds=0.0, reward=1.0),
-        Point(step=5, seconds=50.0, reward=2.0),
-        Point(step=10, seconds=90.0, reward=1.5),
-        Point(step=15, seconds=150.0, reward=3.5),
-    ]
-    assert seconds_to(0.5, curve) == 0.0
-    assert seconds_to(1.25, curve) == pytest.approx(12.5)
-    assert seconds_to(2.5, curve) == pytest.approx(120.0)
-    assert seconds_to(4.0, curve) is None
 
 
 def test_utilisation_is_the_mean_over_steps() -> None:

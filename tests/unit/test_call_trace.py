@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.timeline import Call, busy_share, draw, lanes, read_trace, window, within
+from benchmarks.timeline import Call, busy_share, draw, lanes, main, read_trace, window, within
 from pilaf_ray.observability.call_trace import CallTrace, traced
 
 
@@ -77,3 +77,18 @@ def test_it_is_drawn(tmp_path: Path) -> None:
     shares = draw([*STEPS, *SAMPLED], tmp_path / "timeline.png", steps=1, title="a step")
     assert shares == pytest.approx({"generator-0": 0.8, "policy learner rank 0": 0.9})
     assert (tmp_path / "timeline.png").stat().st_size > 1000
+
+
+def test_what_is_drawn_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ticks = iter(float(time) for call in [*STEPS, *SAMPLED] for time in (call.begin, call.end))
+    trace, results = tmp_path / "trace.json", tmp_path / "timeline.json"
+    with CallTrace(trace, clock=lambda: next(ticks)):
+        for call in [*STEPS, *SAMPLED]:
+            with traced(call.role, call.name):
+                pass
+    main(trace=trace, output=tmp_path / "timeline.png", file=results)
+    kept = json.loads(results.read_text())
+    assert json.loads(capsys.readouterr().out).items() <= kept.items()
+    assert kept["busy"] == {"generator-0": 0.8, "policy learner rank 0": 0.9}
+    assert kept["calls"]["policy learner rank 0"] == [{"name": "train_step", "begin": 0.0, "end": 9.0}]
+    assert kept["calls"]["generator-0"][0] == {"name": "generate", "begin": 0.0, "end": 2.0}
