@@ -135,7 +135,9 @@ def compare(found: Mapping[str, Timing], *, pairs: int, max_staleness_steps: int
         pairs_per_second=rates,
         over_trl={name: rate / rates[TRL] for name, rate in rates.items()} if TRL in rates else {},
         speedup=rates[ASYNCHRONOUS] / rates[SYNCHRONOUS],
-        bound=async_bound(found[SYNCHRONOUS].role_seconds, max_staleness_steps=max_staleness_steps),
+        bound=async_bound(
+            found[SYNCHRONOUS].role_seconds, max_staleness_steps=max_staleness_steps, control_seconds=0.0
+        ),
     )
 
 

@@ -361,7 +361,7 @@ TIME_METRICS: tuple[MetricDefinition, ...] = (
         "time/evaluation",
         Sum,
         "s",
-        "learner waiting, its step done, until a held-out evaluation lets its version be served",
+        "learner waiting, its step done, until a held-out evaluation is sampled and lets its version be served",
         "0 but after an evaluation; else evaluate less often or fewer prompts",
     ),
     MetricDefinition(

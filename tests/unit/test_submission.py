@@ -63,6 +63,12 @@ def test_secrets_of_pods_come_from_a_secret(monkeypatch: pytest.MonkeyPatch) -> 
     check(example("submission.secrets=[KEY]", "submission.kubernetes.secret=keys", target="kuberay"), "kuberay")
 
 
+UNKNOWN_MEMORY = (
+    "warning: models/llama-3.1-8b-sft: there is no config.json of it in this machine's hub cache, so memory cannot be "
+    "estimated: `hf download models/llama-3.1-8b-sft config.json` fetches it"
+)
+
+
 def test_secrets_of_rays_nodes_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", str(EXAMPLE), "submission.secrets=[KEY]", "--dry-run", "--address", closed_port()]
     monkeypatch.setattr(sys, "argv", ["pilaf-ray", *words])
@@ -70,7 +76,8 @@ def test_secrets_of_rays_nodes_are_said(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
-    note, unchecked = capsys.readouterr().err.splitlines()
+    unknown, note, unchecked = capsys.readouterr().err.splitlines()
+    assert unknown == UNKNOWN_MEMORY
     assert note == "note: KEY must be in the environment of `ray start` on the nodes"
     assert unchecked.startswith("note: whether the roles fit is not checked: no Ray job server answers at http://127.")
 
@@ -107,13 +114,13 @@ def test_a_dry_run_checks_the_cluster_as_a_submission_does(
         return end.value.code, told.out.splitlines(), told.err
 
     code, (small, large, command), errors = run(2, 8)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, f"{UNKNOWN_MEMORY}\n")
     placed = sorted(", ".join(line.partition(": ")[2] for line in (small, large)).split(", "))
     assert small.startswith("n/00000000: ") and large.startswith("n/11111111: ")
     assert placed == ["generator-0", "generator-1", *(f"learner-{n}" for n in range(4)), "oracle-0", "reference-0"]
     assert command.startswith("python -m pilaf_ray train pilaf-llama3-8b-hh.json --restartable")
     code, shown, errors = run(4)
-    assert code == 2 and errors.startswith("error: generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside")
+    assert code == 2 and errors.splitlines()[1].startswith("error: generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside")
     assert not any("pilaf_ray train" in line for line in shown)
 
 
