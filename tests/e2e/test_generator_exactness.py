@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,17 @@ import torch
 
 pytest.importorskip("vllm")
 
-from generator_replay import END, assert_replayed, load, mixed_logprobs, next_logits
+from generator_replay import END, assert_records, assert_replayed, chi_square_z, load, mixed_logprobs
+from generator_served import COEFFICIENTS, CRAMPED_GIB, LENGTH, Run, requests_for, together
+from reference_rows import ALLOW, reference_rows
 
 from pilaf_ray.data.tiny_models import make_tiny_llama
 from pilaf_ray.engines.generator import Generator
 from pilaf_ray.errors import PromptError
 from pilaf_ray.types import FinishReason, GenerationRequest, SampledResponse
 
-LENGTH = 100
-"""Response limit of the engine under test."""
 MODEL_LENGTH = 386
 """Twelve cache blocks and two tokens: behind a cached prompt of 385 there is room for one token."""
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(folders: tuple[Path, Path], run: Run, compiled: Path) -> Iterator[Generator]:
     """Cramped on purpose: 36 cache blocks of 32 tokens; a prompt of 200 tokens comes in three chunks."""
-    block_bytes = 32 * 2 * 2 * 2 * 32 * 4  # tokens, models, layers, K and V, head, fp32
     generator = Generator(
         policy_path=str(folders[0]),
         reference_path=str(folders[1]),
@@ -63,39 +60,15 @@ def engine(folders: tuple[Path, Path], run: Run, compiled: Path) -> Iterator[Gen
         max_new_tokens=LENGTH,
         max_num_seqs=32,
         max_num_batched_tokens=96,
-        kv_cache_gib=36 * block_bytes / 2**30,
+        kv_cache_gib=CRAMPED_GIB,
         initial_version=7,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        for name, value in (ALLOW | {"TORCHINDUCTOR_CACHE_DIR": str(compiled)}).items():
+            patch.setenv(name, value)
         run(generator.start())
         yield generator
         run(generator.stop())
-
-
-def requests_for(coefficients: list[float], *, prompt_length: int, shared: int = 0) -> list[GenerationRequest]:
-    """One request a coefficient; prompts are random, their first ``shared`` tokens equal."""
-    draw = torch.Generator().manual_seed(prompt_length)
-    head = torch.randint(3, 512, (shared,), generator=draw).tolist()
-    return [
-        GenerationRequest(
-            request_id=f"{prompt_length}-{i}",
-            prompt_token_ids=(
-                *head,
-                *torch.randint(3, 512, (prompt_length - shared,), generator=draw).tolist(),
-            ),
-            coefficient=coefficient,
-            seed=1000 * prompt_length + i,
-        )
-        for i, coefficient in enumerate(coefficients)
-    ]
-
-
-def together(engine: Generator, run: Run, requests: list[GenerationRequest]) -> list[SampledResponse]:
-    async def ask() -> list[SampledResponse]:
-        return await asyncio.gather(*(engine.generate(request) for request in requests))
-
-    return run(ask())
 
 
 @pytest.mark.parametrize(("prompt_length", "shared"), [(5, 0), (200, 160)], ids=["short", "shared prefix, preempted"])
@@ -103,8 +76,7 @@ def test_eight_coefficients_in_one_batch(
     engine: Generator, run: Run, models: Any, prompt_length: int, shared: int
 ) -> None:
     """The long prompts need up to 50 blocks, shared ones counted once, and find 36: requests are preempted."""
-    coefficients = [0.0, 0.5, -0.5, -1.0, 0.1, 2.0, -0.1, 1.0]
-    requests = requests_for(coefficients, prompt_length=prompt_length, shared=shared)
+    requests = requests_for(COEFFICIENTS, prompt_length=prompt_length, shared=shared)
     before = engine.preemptions
     responses = together(engine, run, requests)
     assert (engine.preemptions > before) == bool(shared)
@@ -117,17 +89,15 @@ def test_eight_coefficients_in_one_batch(
         assert response.finish_reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
 
 
-def assert_records(response: SampledResponse, request: GenerationRequest, models: Any) -> None:
-    """Mixed responses say what each network alone gave their tokens."""
-    if not request.coefficient:
-        assert response.policy_logprobs is response.reference_logprobs is None
-        return
-    first = len(request.prompt_token_ids)
-    tokens = [*request.prompt_token_ids, *response.token_ids]
-    places = torch.tensor(response.token_ids).unsqueeze(1)
-    for model, found in zip(models, (response.policy_logprobs, response.reference_logprobs), strict=True):
-        expected = next_logits(model, tokens)[first - 1 : -1].log_softmax(-1).gather(1, places).squeeze(1)
-        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-3, rtol=0)
+def test_plain_requests_cost_the_reference_no_rows(engine: Generator, run: Run) -> None:
+    """And mixed ones beside them cost it their own alone: each token but the last."""
+    start = run(reference_rows(engine))
+    together(engine, run, requests_for([0.0] * 4, prompt_length=11))
+    assert run(reference_rows(engine)) == start
+    requests = requests_for([0.0, 0.5, 0.0, -1.0], prompt_length=12)
+    responses = together(engine, run, requests)
+    tokens = sum(12 + len(response.token_ids) - 1 for response in responses if response.coefficient)
+    assert run(reference_rows(engine)) - start == tokens
 
 
 def test_next_token_distribution(engine: Generator, run: Run, models: Any) -> None:
@@ -147,19 +117,6 @@ def test_next_token_distribution(engine: Generator, run: Run, models: Any) -> No
     for c, count in draws.items():
         assert chi_square_z(counts[c], mixed_logprobs(*models, prompt, c)[-1].exp().double()) < 3.1, c  # p > 0.001
         assert counts[c].sum() == count
-
-
-def chi_square_z(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Standard normal deviate of Pearson's statistic, by Wilson and Hilferty's cube root; rare tokens count as one."""
-    expected = probabilities * counts.sum()
-    common = expected >= 5
-    observed = torch.cat([counts[common], counts[~common].sum().view(1)])
-    expected = torch.cat([expected[common], expected[~common].sum().view(1)])
-    statistic = ((observed - expected) ** 2 / expected).sum()
-    degrees = len(observed) - 1
-    assert degrees > 30
-    spread = 2 / (9 * degrees)
-    return float(((statistic / degrees) ** (1 / 3) - (1 - spread)) / spread**0.5)
 
 
 @pytest.mark.parametrize("coefficient", [0.0, 0.5, -1.0])

@@ -8,14 +8,14 @@ import torch
 
 pytest.importorskip("vllm")
 
-from generator_replay import END, load, mixed_logprobs
+from generator_replay import assert_likeliest, load
+from generator_served import COEFFICIENTS
 
 from pilaf_ray.data.tiny_models import make_tiny_gpt2
 from pilaf_ray.engines.generator import Generator
 from pilaf_ray.types import GenerationRequest, SampledResponse
 
 LENGTH = 40
-COEFFICIENTS = (0.0, 0.5, -0.5, -1.0, 0.1, 2.0, -0.1, 1.0)
 
 
 async def decode(policy: Path, reference: Path, requests: list[GenerationRequest]) -> list[SampledResponse]:
@@ -51,13 +51,6 @@ def test_eight_coefficients_equal_two_models_mixed_by_hand(tmp_path: Path) -> No
     models = load(policy), load(reference)
     answers = set()
     for request, response in zip(requests, responses, strict=True):
-        tokens = list(request.prompt_token_ids)
-        logprobs = []
-        while len(logprobs) < LENGTH and (not logprobs or tokens[-1] != END):
-            row = mixed_logprobs(*models, tokens, request.coefficient)[-1]
-            tokens.append(int(row.argmax()))
-            logprobs.append(row.max().item())
-        assert list(response.token_ids) == tokens[len(request.prompt_token_ids) :]
-        torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(logprobs), atol=1e-3, rtol=0)
+        assert_likeliest(response, request, models, length=LENGTH)
         answers.add(response.token_ids)
     assert len(answers) == len(COEFFICIENTS)

@@ -11,10 +11,11 @@ import torch
 pytest.importorskip("vllm")
 
 from generator_replay import assert_replayed, load, mixed_logprobs
+from generator_served import merged_by_peft, with_adapters
 
 from pilaf_ray.data.tiny_models import make_tiny_llama, make_tiny_qwen2
 from pilaf_ray.engines.generator import Generator
-from pilaf_ray.engines.lora import adapter_parameters, add_adapters
+from pilaf_ray.engines.lora import adapter_parameters
 from pilaf_ray.engines.lora_checks import LoraSettings
 from pilaf_ray.engines.speculation_settings import Speculation
 from pilaf_ray.engines.weight_publishers import WeightPublisher, make_publisher
@@ -65,12 +66,7 @@ class Adapted:
 
     def adapted(self, seed: int) -> torch.nn.Module:
         """The base with random adapters."""
-        network = load(self.folder)
-        add_adapters(network, self.lora)
-        draw = torch.Generator().manual_seed(seed)
-        for _, parameter in adapter_parameters(network):
-            parameter.data.normal_(std=0.1, generator=draw)
-        return network.eval()
+        return with_adapters(self.folder, self.lora, seed=seed)
 
     def update(self, version: int, network: torch.nn.Module) -> WeightUpdate:
         """Publish as a learner does, and have the engine take it."""
@@ -119,16 +115,6 @@ def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     adapted.run(adapted.generator.start())
     yield adapted
     adapted.close()
-
-
-def merged_by_peft(network: torch.nn.Module) -> torch.nn.Module:
-    """PEFT's own sum, in place."""
-    from peft.tuners.lora import LoraLayer
-
-    for module in network.modules():
-        if isinstance(module, LoraLayer):
-            module.merge()
-    return network
 
 
 def check(adapted: Adapted, policy: torch.nn.Module, version: int) -> None:
