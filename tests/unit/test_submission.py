@@ -120,7 +120,9 @@ def test_a_dry_run_checks_the_cluster_as_a_submission_does(
     assert placed == ["generator-0", "generator-1", *(f"learner-{n}" for n in range(4)), "oracle-0", "reference-0"]
     assert command.startswith("python -m pilaf_ray train pilaf-llama3-8b-hh.json --restartable")
     code, shown, errors = run(4)
-    assert code == 2 and errors.splitlines()[1].startswith("error: generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside")
+    unknown, refused = errors.splitlines()
+    assert (code, unknown) == (2, UNKNOWN_MEMORY)
+    assert refused.startswith("error: generator-0 and 1 more like it needs 1 GPU, 4 CPUs; beside")
     assert not any("pilaf_ray train" in line for line in shown)
 
 
