@@ -8,6 +8,7 @@ go of it and no engine maps it any more, however either of them ends.
 import fcntl
 import json
 import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,8 @@ def read_shared(location: str) -> list[tuple[str, "Tensor"]]:
         found = json.loads(Path(table).read_bytes())
         size = os.stat(found["path"]).st_size
         memory = torch.from_file(found["path"], shared=False, size=size, dtype=torch.uint8)
+        # Every page is mapped now, beside the sampling, and not one by one while sampling waits for the load.
+        memory[:: resource.getpagesize()].max()
     # A number that another file has got since is no table of weights.
     except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
         raise WeightSyncError(
