@@ -126,7 +126,7 @@ def test_pods_without_room_are_warned_of(kubectl: FakeClient) -> None:
         "the largest node has 4 GPUs, 95.5 CPUs, 1000 GiB free: lower resources.nodes[0], or use larger nodes"
     )
     (line,) = warned(large)
-    assert "pod head-0 needs 2 CPUs, 8 GiB; beside the other roles the nodes have left: large 0 CPUs, 100 GiB" in line
+    assert "pod head-0 needs 2 CPUs, 8 GiB; beside the other roles the nodes have left: large 0 CPUs" in line
     closed = node("closed", cpu="96", memory="1000Gi", gpus="8", unschedulable=True)
     away = node("away", cpu="96", memory="1000Gi", gpus="8", ready="Unknown")
     assert len(warned(small, closed)) == len(warned(small, away)) == 1
