@@ -215,8 +215,8 @@ def _training(
     (states, _), (gradients, _) = (
         _part_from_device(parts, settings.offload, places=("nvme",)) for parts in (states, gradients)
     )
-    # The newest version stays in memory until the next one is whole.
-    kept = sent if settings.transport in ("gloo", "shared_memory") else 0
+    # The newest version stays in memory until the next one is whole; where it is shared, so does the one before.
+    kept = sent * {"gloo": 1, "shared_memory": 2}.get(settings.transport, 0)
     lasting: dict[str, float] = {**states, "weights to send": kept}
     passing = {"gradients": gradients["gradients"], **forward}
     host = _largest(
@@ -224,7 +224,7 @@ def _training(
         # A micro-batch goes forward beside the gradients of those before; its own come while activations go.
         {**lasting, **passing, "allocator": KEPT_SHARE * sum(passing.values())},
         lasting | gradients,
-        {**states, "weights to send": sent + kept},
+        {**states, "weights to send": sent + (kept if packs else sent)},
         {**lasting, "checkpoint": element * n},
     )
     return MemoryEstimate(role=role, device=(), host=_parts(host | runtime), first_only=first_only)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,6 @@ def test_a_reader_cannot_change_what_others_read() -> None:
     ticket = publisher.publish(1, tensors(1).items())
     dict(read_shared(ticket.location))["z"].zero_()
     assert_same(read_shared(ticket.location), tensors(1))
-    path = json.loads(Path(ticket.location.partition(":")[2]).read_bytes())["path"]
-    with pytest.raises(PermissionError), Path(path).open("r+b", buffering=0) as file:
-        file.write(b"spoilt")
     publisher.close()
 
 
@@ -83,17 +81,70 @@ def test_another_process_reads_the_same_bytes() -> None:
     publisher.close()
 
 
-def test_who_reads_a_version_keeps_it_when_the_next_one_comes() -> None:
+def test_memory_is_used_again_once_nobody_reads_it() -> None:
+    publisher = SharedMemoryPublisher()
+    tickets = [publisher.publish(version, tensors(version).items()) for version in (1, 2, 3, 4)]
+    assert [t.location for t in tickets[2:]] == [t.location for t in tickets[:2]]
+    assert len({ticket.location for ticket in tickets}) == 2
+    assert_same(read_shared(tickets[3].location), tensors(4))
+    assert tickets[1].sample_checksum != tickets[3].sample_checksum, "an old ticket does not pass for a new one"
+    publisher.close()
+    with pytest.raises(WeightSyncError, match="not there any more"):
+        read_shared(tickets[3].location)
+
+
+def test_a_smaller_version_leaves_nothing_of_the_larger_one() -> None:
+    publisher = SharedMemoryPublisher()
+    for version in (1, 2):
+        publisher.publish(version, tensors(version).items())
+    small = {"a": torch.arange(3.0)}
+    assert_same(read_shared(publisher.publish(3, small.items()).location), small)
+    publisher.close()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "one tensor"])
+def test_who_reads_a_version_keeps_it_whatever_comes(whole: bool) -> None:
     publisher = SharedMemoryPublisher()
     first = publisher.publish(1, tensors(1).items())
     reading = read_shared(first.location)
-    second = publisher.publish(2, tensors(2).items())
-    assert_same(reading, tensors(1))
-    assert_same(read_shared(second.location), tensors(2))
+    kept = reading if whole else reading[1:2]
+    del reading
+    for version in (2, 3, 4):
+        newest = publisher.publish(version, tensors(version).items())
+        assert_same(read_shared(newest.location), tensors(version))
     publisher.close()
-    assert_same(reading, tensors(1))
-    with pytest.raises(WeightSyncError, match="not there any more"):
-        read_shared(second.location)
+    assert_same(kept, tensors(1) if whole else {"a": tensors(1)["a"]})
+
+
+def test_what_is_being_written_is_not_read() -> None:
+    publisher = SharedMemoryPublisher()
+    old = [publisher.publish(version, tensors(version).items()) for version in (1, 2)]
+
+    def while_written() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tensors(3).items():
+            with pytest.raises(WeightSyncError, match="not there any more"):
+                read_shared(old[0].location)
+            assert_same(read_shared(old[1].location), tensors(2))
+            yield name, tensor
+
+    assert_same(read_shared(publisher.publish(3, while_written()).location), tensors(3))
+    publisher.close()
+
+
+def test_a_reader_that_is_killed_holds_no_lock() -> None:
+    publisher = SharedMemoryPublisher()
+    first = publisher.publish(1, tensors(1).items())
+    waiting = f"{READER}print('read', flush=True)\nkept = read_shared(sys.argv[1])\nsys.stdin.read()"
+    words = [sys.executable, "-c", waiting, first.location]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        while "read" not in reader.stdout.readline():
+            assert reader.poll() is None
+        publisher.publish(2, tensors(2).items())
+        reader.kill()
+        reader.wait()
+    assert publisher.publish(3, tensors(3).items()).location == first.location
+    publisher.close()
 
 
 def test_a_learner_that_is_gone_and_a_learner_elsewhere() -> None:
