@@ -24,6 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("models") / "policy", seed=0)
 
 
+@pytest.mark.long
 def test_alignment_where_policy_and_reference_are_the_same_model(model: Path, tmp_path: Path) -> None:
     """Then π⁺ = π⁻ = π and Z⁺ = Z⁻ = 1, so the Z-weighted loss is the fair coin's (docs/algorithms.md)."""
     own = [f"model.policy={model}"]
