@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pilaf_ray.engines.weight_publishers import FilesystemPublisher, PeerPublisher, make_publisher
+from pilaf_ray.engines.weight_files import FilesystemPublisher
+from pilaf_ray.engines.weight_publishers import make_publisher
 from pilaf_ray.engines.weight_tickets import SampleChecksum
 from pilaf_ray.errors import ConfigError, WeightSyncError
 
@@ -75,8 +76,9 @@ def test_unwritable_folder(tmp_path: Path) -> None:
         FilesystemPublisher(tmp_path / "file" / "w").publish(1, tensors(0).items())
 
 
-def test_a_gloo_publisher_offers_the_version_that_it_serves_by_folder_too(tmp_path: Path) -> None:
-    publisher = make_publisher(transport="gloo", folder=tmp_path, timeout_seconds=5)
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+def test_a_version_is_offered_by_folder_too(transport: str, tmp_path: Path) -> None:
+    publisher = make_publisher(transport=transport, folder=tmp_path, timeout_seconds=5)
     first = publisher.publish(3, tensors(3).items())
     again = publisher.publish_again(3)
     assert again is not None
@@ -87,7 +89,7 @@ def test_a_gloo_publisher_offers_the_version_that_it_serves_by_folder_too(tmp_pa
     publisher.publish(4, tensors(4).items())
     assert publisher.publish_again(3) is None, "superseded"
     publisher.close()
-    assert PeerPublisher("gloo", timeout_seconds=5).publish_again(0) is None, "no folder"
+    assert make_publisher(transport=transport, timeout_seconds=5).publish_again(0) is None, "no folder"
     assert FilesystemPublisher(tmp_path).publish_again(3) is None, "it is the second way itself"
 
 
