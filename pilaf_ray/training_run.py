@@ -25,12 +25,12 @@ from pilaf_ray.evaluation.evaluator import Evaluator
 from pilaf_ray.evaluation.step_metrics import spent_before
 from pilaf_ray.float16_roles import slow_float16_roles
 from pilaf_ray.generator_numbers import follow_numbers
+from pilaf_ray.held_out_run import HeldOutEvaluations
 from pilaf_ray.learner_side import LearnerSide
 from pilaf_ray.observability.call_trace import CallTrace
 from pilaf_ray.observability.logs import setup_logging
 from pilaf_ray.pipeline import cycle_collector
 from pilaf_ray.pipeline.controller import STOPPED, Controller
-from pilaf_ray.pipeline.held_out import Sample, Score
 from pilaf_ray.pipeline.ports import LearnerPort, Ports
 from pilaf_ray.pipeline.recovery import train_through_losses
 from pilaf_ray.pipeline.reference_reuse import ReusingReference
@@ -173,13 +173,13 @@ class TrainingRun:
             with journal.spans.measure("start"):
                 roles = await self._start_roles()
                 begun = await self._restore(roles, resume=resume)
-            evaluator = self._evaluator(roles)
+            held_out = self._held_out(roles)
             journal.evaluations.load(until_step=begun.step)
             if not journal.evaluations.results:
-                await self._evaluate(evaluator, begun.step)
+                await held_out.evaluate(begun.step)
             stop = StopRequests(lambda: journal.phase(STOPPING))
             with stop.heard():
-                finished = await self._train_through(roles, evaluator, begun, stop)
+                finished = await self._train_through(roles, held_out, begun, stop)
                 await self._checkpoints.copied()
             if stop.requested:
                 # Also where it came when nothing was left to train: the rest takes long, and a resumed run does it.
@@ -192,7 +192,7 @@ class TrainingRun:
                 journal.close()
                 return
             if journal.evaluations.results[-1].step != finished:
-                await self._evaluate(evaluator, finished)
+                await held_out.evaluate(finished)
             text = await self._report(roles, finished)
             await roles.close()
         journal.close()
@@ -242,39 +242,21 @@ class TrainingRun:
         half = max(1, len(tokens) // 2)
         return [(tokens[:half], tokens[half:])]
 
-    def _evaluator(self, roles: Roles) -> Evaluator:
-        return Evaluator(
-            prompts=self._inputs.evaluation.prompts,
+    def _held_out(self, roles: Roles) -> HeldOutEvaluations:
+        prompts = self._inputs.evaluation.prompts
+        evaluator = Evaluator(
+            prompts=prompts,
             generator=roles.generators,
             reference=roles.reference,
             oracle=roles.oracle,
             seed=self._config.run.seed,
             batches_at_once=self._config.reference.replicas,
         )
+        return HeldOutEvaluations(self._config, evaluator, self._journal, prompts=len(prompts))
 
-    async def _evaluate(self, evaluator: Evaluator, step: int) -> None:
-        score = await self._sample_held_out(evaluator, step)
-        await score()
-
-    async def _sample_held_out(self, evaluator: Evaluator, step: int) -> Score:
-        """Responses of the version of ``step``, which is served; returns what measures them."""
-        self._journal.phase(f"evaluating step {step} on {len(self._inputs.evaluation.prompts)} held-out prompts")
-        with self._journal.spans.measure("evaluation: sampling"):
-            responses = await evaluator.sample()
-
-        async def score() -> None:
-            with self._journal.spans.measure("evaluation: scoring"):
-                result = await evaluator.score(step, responses)
-            self._journal.evaluation(result)
-
-        return score
-
-    async def _sample_on_the_way(self, evaluator: Evaluator, step: int) -> Score:
-        score = await self._sample_held_out(evaluator, step)
-        self._journal.phase("training")
-        return score
-
-    async def _train_through(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun, stop: StopRequests) -> int:
+    async def _train_through(
+        self, roles: Roles, held_out: HeldOutEvaluations, begun: RestoredRun, stop: StopRequests
+    ) -> int:
         """Train to the end, whatever the learner dies of on the way; returns the last step."""
 
         async def rebuild() -> RestoredRun:
@@ -292,7 +274,7 @@ class TrainingRun:
             with self._journal.training():
                 finished = await train_through_losses(
                     begun,
-                    train=lambda work: self._train(roles, evaluator, work, stop),
+                    train=lambda work: self._train(roles, held_out, work, stop),
                     rebuild=rebuild,
                     furthest_step=lambda: self._furthest,
                     policy=build.supervision_policy(self._config),
@@ -308,11 +290,11 @@ class TrainingRun:
         self._journal.event("training ended", step=step, by=STOPPED)
         return step
 
-    async def _train(self, roles: Roles, evaluator: Evaluator, begun: RestoredRun, stop: StopRequests) -> int:
+    async def _train(self, roles: Roles, held_out: HeldOutEvaluations, begun: RestoredRun, stop: StopRequests) -> int:
         journal = self._journal
         schedule = build.build_schedule(self._config, start_step=begun.step)
         async with self._side.running(begun.step) as learner:
-            controller = self._controller(roles, self._guards.over(learner), evaluator, schedule, begun)
+            controller = self._controller(roles, self._guards.over(learner), held_out, schedule, begun)
             journal.phase("training")
             if self._pause:
                 # The learner was lost before the run that was to end had ended.
@@ -334,15 +316,12 @@ class TrainingRun:
         return finished
 
     def _controller(
-        self, roles: Roles, learner: LearnerPort, evaluator: Evaluator, schedule: Schedule, begun: RestoredRun
+        self, roles: Roles, learner: LearnerPort, held_out: HeldOutEvaluations, schedule: Schedule, begun: RestoredRun
     ) -> Controller:
         config = self._config
 
         async def after_step(report: StepReport) -> None:
             await self._after_step(report, roles, schedule, controller)
-
-        def evaluate(step: int) -> Sample | None:
-            return partial(self._sample_on_the_way, evaluator, step) if self._is_due(step) else None
 
         self._journal.begin_steps()
         controller = Controller(
@@ -365,7 +344,7 @@ class TrainingRun:
             start_step=begun.step,
             after_step=after_step,
             after_sync=self._after_sync,
-            evaluate=evaluate,
+            evaluate=held_out.due,
             unfinished=begun.unfinished,
             fail_fast=config.pipeline.fail_fast,
             pairs=build_pair_source(
@@ -397,13 +376,6 @@ class TrainingRun:
         """The weights of ``step`` are served everywhere: rollouts under them begin."""
         self._side.served()
         self._journal.event("weights", version=step)
-
-    def _is_due(self, step: int) -> bool:
-        """Whether to evaluate ``step`` on the way; the last one is evaluated in any case."""
-        config = self._config
-        every = config.evaluation.every_steps
-        due = every > 0 and (step % every == 0 or config.schedule.type == "iterative")
-        return due and step < config.step_limit[0]
 
     async def _report(self, roles: Roles, finished: int) -> str:
         counts = (await roles.store.counts()).check()
