@@ -192,6 +192,7 @@ class _EvaluationJob:
                 oracle=oracle,
                 seed=self._config.run.seed,
                 samples=self._samples,
+                batches_at_once=self._config.reference.replicas,
             )
             results[policy.name] = await evaluator.evaluate(policy.step)
             if REFERENCE not in results:
