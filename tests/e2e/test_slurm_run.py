@@ -86,7 +86,9 @@ def require_whole_books(run: Run, *, steps: int) -> None:
 def test_what_no_node_could_run_is_one_line_and_not_queued(
     machine: SlurmMachine, tmp_path: Path, override: str, complaint: str
 ) -> None:
-    done = machine.pilaf("submit", *words(tmp_path, "refused", override), *TO_SLURM, cwd=tmp_path)
+    policy = make_tiny_llama(tmp_path / "policy", seed=0)  # without one, the estimates of memory say so in a second line
+    config = words(tmp_path, "refused", f"model.policy={policy}", override)
+    done = machine.pilaf("submit", *config, *TO_SLURM, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: sbatch ") and done.stderr.count("\n") == 1
     assert complaint in done.stderr

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -47,9 +47,11 @@ def listener(greeting: bytes) -> Iterator[str]:
             except OSError:
                 return
             kept.append(connection)
-            if greeting:
-                connection.sendall(greeting)
-                connection.shutdown(socket.SHUT_WR)
+            # Whoever has heard enough may be gone already, which resets the connection; the next one still is served.
+            with suppress(OSError):
+                if greeting:
+                    connection.sendall(greeting)
+                    connection.shutdown(socket.SHUT_WR)
 
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         thread = threading.Thread(target=answer, daemon=True)
