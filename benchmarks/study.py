@@ -1,8 +1,8 @@
 """The study of docs/results.md: ``python -m benchmarks.study``; the same command goes on where it was stopped.
 
 Each setting is a comparison (as ``pilaf-ray compare`` makes it): four samplers, three seeds, one start, one budget of
-labels. A policy that is done is judged on prompts of the untouched split, by the reward that it was trained on and by
-a neural reward that nothing was trained on, and its checkpoints are removed. What comes out is written to
+labels. Policies that are done are judged on prompts of the untouched split, by the reward that they were trained on and
+by a neural reward that nothing was trained on, and their checkpoints are removed. What comes out is written to
 ``docs/results/study/SETTING.json``; ``--tables`` prints it as the tables of docs/results.md.
 """
 
@@ -30,6 +30,7 @@ RESULTS = ROOT / "docs/results/study"
 SAMPLERS = ("vanilla", "hybrid", "best_of_n", "pilaf")
 SEEDS = (0, 1, 2)
 FINAL_SPLIT = "builtin:reviews/final"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,13 +72,17 @@ class Study:
     Args:
         folder: where runs go.
         deadline: on the monotonic clock; no run is begun after it.
+        labels: of each run; the setting's own number when None.
+        samples: responses to each untouched prompt.
     """
 
     def __init__(
         self, setting: Setting, *, config: Path, folder: Path, results: Path, samplers: Sequence[str],
-        seeds: Sequence[int], deadline: float, overrides: Sequence[str], console: Console,
+        seeds: Sequence[int], deadline: float, labels: int | None, samples: int, overrides: Sequence[str],
+        console: Console,
     ) -> None:  # fmt: skip
         self._setting, self._config, self._console = setting, config, console
+        self._labels, self._samples = labels or setting.labels, samples
         self._folder, self._file = folder.resolve() / setting.name, results / f"{setting.name}.json"
         self._samplers, self._seeds, self._deadline = samplers, seeds, deadline
         self._overrides = [*setting.overrides, *overrides]
@@ -89,13 +94,13 @@ class Study:
             PilafError: a run has failed, or there is no time for another one; what is done is written down.
         """
         overrides = [*self._overrides, *self._start()]
-        self._judge()
         try:
             run_comparison(
-                self._config, samplers=self._samplers, seeds=self._seeds, budget=f"labels={self._setting.labels}",
+                self._config, samplers=self._samplers, seeds=self._seeds, budget=f"labels={self._labels}",
                 output=self._folder, overrides=overrides, warm_start=self._setting.warm_start,
                 console=self._console, execute=self._execute,
             )  # fmt: skip
+            self._judge()
         finally:
             self._write()
 
@@ -112,17 +117,24 @@ class Study:
         return [f"model.init_from={newest}"]
 
     def _execute(self, run: PlannedRun) -> None:
-        """One run, and its judging while its policy is there."""
+        """One run; before it, the judging of what has come together."""
+        if len(self._to_be_judged()) >= len(self._samplers):
+            self._judge()
         if time.monotonic() > self._deadline:
+            self._judge()
             raise PilafError("the time is up: run the same command again, which goes on from here")
         execute_run(run)
-        self._judge()
+
+    def _to_be_judged(self) -> list[Path]:
+        """Runs that are done and still have their policy."""
+        runs = sorted(self._folder.glob("runs/*-seed*"))
+        return [run for run in runs if (run / "report/summary.json").is_file() and (run / "checkpoints").is_dir()]
 
     def _judge(self) -> None:
-        """Runs that are done and still have their policy; also one whose judging was stopped."""
-        for run in sorted(self._folder.glob("runs/*-seed*")):
-            if (run / "report/summary.json").is_file() and (run / "checkpoints").is_dir():
-                judge(run, run / "final.json")
+        """Together, since loading the roles takes longer than their work."""
+        if runs := self._to_be_judged():
+            judge(runs, samples=self._samples, file=self._folder / "judged.json")
+            for run in runs:
                 shutil.rmtree(run / "checkpoints")
 
     def _write(self) -> None:
@@ -146,10 +158,20 @@ class Study:
         self._file.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def judge(run: Path, file: Path) -> None:
-    """Sample the run's last policy on the untouched prompts and write all answers to ``file``."""
+def judge(runs: Sequence[Path], *, samples: int, file: Path) -> None:
+    """Sample the runs' last policies on the untouched prompts; all answers go to ``final.json`` of each run.
+
+    Args:
+        samples: responses to each prompt.
+        file: what ``pilaf-ray evaluate`` writes of all of them.
+    """
     split = f"prompts.evaluation.path={FINAL_SPLIT}"
-    _pilaf_ray("evaluate", str(run), "--set", split, "--samples", "2", "--output", str(file))
+    words = ["--set", split, "--samples", str(samples), "--output", str(file)]
+    _pilaf_ray("evaluate", *map(str, runs), *words)
+    told = json.loads(file.read_text())
+    for run in runs:
+        own = {name: found for name, found in told["results"].items() if name.split("/")[0] in (run.name, REFERENCE)}
+        (run / "final.json").write_text(json.dumps(told | {"results": own}))
 
 
 def _final_figures(evaluation: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -157,7 +179,7 @@ def _final_figures(evaluation: dict[str, Any]) -> dict[str, dict[str, list[float
     from pilaf_ray.oracle.positivity import score
 
     return {
-        "reference" if name == "reference" else "policy": {
+        name if name == REFERENCE else "policy": {
             "rewards": result["rewards"],
             "kls": result["kls"],
             "neural": score(result["prompts"], result["responses"]),
@@ -185,6 +207,8 @@ def main(
     results: Annotated[Path, typer.Option(help="Where the JSON files go.")] = RESULTS,
     samplers: Annotated[str, typer.Option(help="Samplers.")] = ",".join(SAMPLERS),
     seeds: Annotated[str, typer.Option(help="Seeds.")] = ",".join(map(str, SEEDS)),
+    labels: Annotated[int | None, typer.Option(min=1, help="Labels of each run; the setting's when left out.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt of the untouched split.")] = 2,
     only_tables: Annotated[bool, typer.Option("--tables", help="Print what is there; run nothing.")] = False,
 ) -> None:
     """Run what is missing of the study."""
@@ -202,7 +226,7 @@ def main(
             try:
                 Study(
                     setting, config=config, folder=folder, results=results, samplers=samplers.split(","),
-                    seeds=[int(seed) for seed in seeds.split(",")], deadline=deadline,
+                    seeds=[int(seed) for seed in seeds.split(",")], deadline=deadline, labels=labels, samples=samples,
                     overrides=[word for word in words or [] if "=" in word], console=console,
                 ).run()  # fmt: skip
             except PilafError as error:

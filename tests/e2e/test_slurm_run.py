@@ -86,7 +86,8 @@ def require_whole_books(run: Run, *, steps: int) -> None:
 def test_what_no_node_could_run_is_one_line_and_not_queued(
     machine: SlurmMachine, tmp_path: Path, override: str, complaint: str
 ) -> None:
-    policy = make_tiny_llama(tmp_path / "policy", seed=0)  # without one, the estimates of memory say so in a second line
+    # Without its model the estimates of memory say so in a line of their own.
+    policy = make_tiny_llama(tmp_path / "policy", seed=0)
     config = words(tmp_path, "refused", f"model.policy={policy}", override)
     done = machine.pilaf("submit", *config, *TO_SLURM, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
