@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.chaos_journal import commit
 from benchmarks.machine import machine
+from benchmarks.study_pairs import run_pairs
 from benchmarks.study_tables import tables
 from pilaf_ray.comparison_run import PlannedRun, execute_run, run_comparison
 from pilaf_ray.errors import PilafError
@@ -146,8 +147,12 @@ class Study:
             file.parent.name: _final_figures(json.loads(file.read_text()))
             for file in sorted(self._folder.glob("runs/*/final.json"))
         }
+        runs = [run.parent.parent for run in sorted(self._folder.glob("runs/*-seed*/report/summary.json"))]
         told = json.loads(comparison.read_text()) | {
             "final": judged,
+            "pairs": {
+                run.name: {branch: asdict(figures) for branch, figures in run_pairs(run).items()} for run in runs
+            },
             "overrides": self._overrides,
             "prepared": self._setting.prepared,
             "warm_start_labels": self._setting.warm_start,

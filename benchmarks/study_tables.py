@@ -14,12 +14,12 @@ _MEASURES = ("reward", "kl", "objective", "neural")
 
 
 def tables(files: Sequence[Path]) -> str:
-    """Two tables a setting: held-out during training, and the untouched split with both rewards."""
+    """Three tables a setting: held-out during training, the untouched split with both rewards, and what labels told."""
     parts = []
     for file in files:
         if file.is_file():
             told = json.loads(file.read_text())
-            parts += [f"### {file.stem}", _course(told), _final(told)]
+            parts += [f"### {file.stem}", _course(told), _final(told), _labels(told)]
             if told["settings"]["missing"]:
                 parts.append(f"Not finished: {', '.join(told['settings']['missing'])}.")
     return "\n\n".join(parts)
@@ -62,6 +62,24 @@ def _final(told: dict[str, Any]) -> str:
         mean = {key: float(np.mean([values[key] for values in start])) for key in start[0]}
         rows.append(f"| the reference | {mean['reward']:.3f} | {mean['kl']:.3f} | {mean['objective']:.3f} "
                     f"| {mean['neural']:.3f} | | |")  # fmt: skip
+    return "\n".join(rows)
+
+
+def _labels(told: dict[str, Any]) -> str:
+    """What the pairs of each branch were worth; means over seeds."""
+    rows = [
+        "| pairs asked about | \\|Δr*\\| | ties | bits a label | labels for the better |",
+        "|---|---|---:|---|---:|",
+    ]
+    for sampler in dict.fromkeys(curve["sampler"] for curve in told["curves"]):
+        runs = [told["pairs"][run_name(c["sampler"], c["seed"])] for c in told["curves"] if c["sampler"] == sampler]
+        branches = [branch for branch in runs[0] if branch != "all"]
+        for branch in ["all", *(branches if len(branches) > 1 else [])]:
+            found = [run[branch] for run in runs if branch in run]
+            gap, bits = (_interval([figures[key] for figures in found]) for key in ("gap", "bits"))
+            ties, better = (float(np.mean([figures[key] for figures in found])) for key in ("ties", "agreement"))
+            name = sampler if branch == "all" else f"{sampler}, {branch}"
+            rows.append(f"| {name} | {gap} | {100 * ties:.1f} % | {bits} | {100 * better:.0f} % |")
     return "\n".join(rows)
 
 

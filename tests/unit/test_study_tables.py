@@ -39,18 +39,30 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
             f"{sampler}-seed{seed}": {"policy": answers(*figures), "reference": answers(0.5, 0.0, 0.1)}
             for (sampler, seed), figures in finals.items()
         },
+        "pairs": {
+            f"{sampler}-seed{seed}": {"all": worth(1.0 + seed), "on_policy": worth(1.0)} | also
+            for sampler, seed in finals
+            for also in [{"interpolated": worth(2.0 + seed)} if sampler == "pilaf" else {}]
+        },
     }
     file = tmp_path / "online.json"
     file.write_text(json.dumps(told))
     text = tables([file, tmp_path / "absent.json"])
     assert "### online" in text and "Not finished: pilaf-seed2." in text
-    course, final = [line for line in text.splitlines() if line.startswith("| pilaf")]
+    course, final, labels, *branches = [line for line in text.splitlines() if line.startswith("| pilaf")]
     assert cells(course)[:3] == ["pilaf", "1.000 [0.500, 1.500]", "2.000"]
     assert cells(course)[5:] == ["25 % [never, 60 %]", "480", "3840", "62"]
     # J: vanilla 1 − 0.5·4 = −1 and 2 − 0.5·6 = −1; pilaf 1.5 − 1.5 = 0 and 2.5 − 2.5 = 0: better by 1 at both seeds.
     means = [cell.split(" ")[0] for cell in cells(final)]
     assert means == ["pilaf", "2.000", "4.000", "0.000", "0.400", "1.000", "0.100"]
     assert "| the reference | 0.500 | 0.000 | 0.500 | 0.100 | | |" in text
+    assert [cell.split(" ")[0] for cell in cells(labels)] == ["pilaf", "1.500", "5.0", "0.150", "80"]
+    assert [cells(line)[0] for line in branches] == ["pilaf, on_policy", "pilaf, interpolated"]
+    assert cells(branches[1])[1].startswith("2.500 [") and "vanilla, on_policy" not in text
+
+
+def worth(gap: float) -> dict[str, float]:
+    return {"pairs": 10, "gap": gap, "ties": 0.05, "bits": gap / 10, "agreement": 0.8}
 
 
 def cells(line: str) -> list[str]:
