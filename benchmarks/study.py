@@ -74,7 +74,7 @@ class Study:
         folder: where runs go.
         deadline: on the monotonic clock; no run is begun after it.
         labels: of each run; the setting's own number when None.
-        samples: responses to each untouched prompt.
+        samples: responses to each untouched prompt; with 0 policies are kept and judged by a later call.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Study:
 
     def _judge(self) -> None:
         """Together, since loading the roles takes longer than their work."""
-        if runs := self._to_be_judged():
+        if self._samples and (runs := self._to_be_judged()):
             judge(runs, samples=self._samples, file=self._folder / "judged.json")
             for run in runs:
                 shutil.rmtree(run / "checkpoints")
@@ -213,7 +213,7 @@ def main(
     samplers: Annotated[str, typer.Option(help="Samplers.")] = ",".join(SAMPLERS),
     seeds: Annotated[str, typer.Option(help="Seeds.")] = ",".join(map(str, SEEDS)),
     labels: Annotated[int | None, typer.Option(min=1, help="Labels of each run; the setting's when left out.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt of the untouched split.")] = 2,
+    samples: Annotated[int, typer.Option(min=0, help="To each prompt of the untouched split; 0: judge later.")] = 2,
     only_tables: Annotated[bool, typer.Option("--tables", help="Print what is there; run nothing.")] = False,
 ) -> None:
     """Run what is missing of the study."""

@@ -63,3 +63,8 @@ def test_policies_are_judged_once_a_seed_and_before_the_time_is_up(
     with pytest.raises(PilafError, match="the time is up"):
         trial._execute(cast(PlannedRun, runs[3]))
     assert judged[1:] == [["vanilla-seed1"]]
+    clock.monotonic = lambda: 0.0
+    trial._samples = 0
+    trial._execute(cast(PlannedRun, runs[3]))
+    trial._judge()
+    assert len(judged) == 2 and (tmp_path / "online/runs/pilaf-seed1/checkpoints").exists()
