@@ -56,7 +56,11 @@ SETTINGS = (
     Setting(
         name="overfitted",
         labels=240,
-        prepared=("schedule={type: iterative, rounds: 1, pairs_per_round: 32, epochs: 10}", "sampler={type: vanilla}"),
+        prepared=(
+            "schedule={type: iterative, rounds: 1, pairs_per_round: 16, epochs: 10}",
+            "sampler={type: vanilla}",
+            "evaluation.every_steps=0",
+        ),
     ),
     Setting(
         name="iterative",
