@@ -157,6 +157,9 @@ class Study:
             "pairs": {
                 run.name: {branch: asdict(figures) for branch, figures in run_pairs(run).items()} for run in runs
             },
+            "wall_seconds": {
+                run.name: json.loads((run / "report/summary.json").read_text())["wall_seconds"] for run in runs
+            },
             "overrides": self._overrides,
             "prepared": self._setting.prepared,
             "warm_start_labels": self._setting.warm_start,
