@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from pilaf_ray.evaluation.comparison import over_seeds
-from pilaf_ray.evaluation.statistics import Interval
+from pilaf_ray.evaluation.statistics import LEVEL, Interval
 
 _MEASURES = ("reward", "kl", "objective", "neural")
+MOST_SEEDS = 1000
 
 
 def tables(files: Sequence[Path]) -> str:
-    """Three tables a setting: held-out during training, the untouched split with both rewards, and what labels told."""
+    """Of each setting: held-out in training, the untouched split with both rewards, what labels told, the spread."""
     parts = []
     for file in files:
         if file.is_file():
             told = json.loads(file.read_text())
-            parts += [f"### {file.stem}", _course(told), _final(told), _labels(told)]
+            parts += [f"### {file.stem}", _course(told), _final(told), _labels(told), _spread(told)]
             if told["settings"]["missing"]:
                 parts.append(f"Not finished: {', '.join(told['settings']['missing'])}.")
     return "\n\n".join(parts)
@@ -81,6 +83,36 @@ def _labels(told: dict[str, Any]) -> str:
             name = sampler if branch == "all" else f"{sampler}, {branch}"
             rows.append(f"| {name} | {gap} | {100 * ties:.1f} % | {bits} | {100 * better:.0f} % |")
     return "\n".join(rows)
+
+
+def _spread(told: dict[str, Any]) -> str:
+    """How far seeds lie apart, and how many it would take to see what was seen."""
+    base = told["settings"]["baseline"]
+    final: dict[str, dict[int, float]] = {}
+    for curve in told["curves"]:
+        final.setdefault(curve["sampler"], {})[curve["seed"]] = curve["objectives"][-1]
+    rows = [f"| sampler | J's standard deviation over seeds | the same less {base}'s | seeds to tell that difference |"]
+    rows.append("|---|---:|---:|---:|")
+    for sampler, seeds in final.items():
+        cells = [_deviation(list(seeds.values()))]
+        differences = [value - final[base][seed] for seed, value in seeds.items() if seed in final.get(base, {})]
+        cells += ["–", "–"] if sampler == base else [_deviation(differences), _seeds_to_tell(differences)]
+        rows.append(f"| {sampler} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _deviation(values: Sequence[float]) -> str:
+    return f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "–"
+
+
+def _seeds_to_tell(differences: Sequence[float]) -> str:
+    """The fewest seeds whose 95 % interval would leave zero out, had more of them the same mean and spread."""
+    if len(differences) < 2:
+        return "–"
+    mean, deviation = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    enough = seeds[t.ppf((1 + LEVEL) / 2, seeds - 1) * deviation / np.sqrt(seeds) < mean]
+    return str(enough[0]) if enough.size else f"over {MOST_SEEDS}"
 
 
 def run_name(sampler: str, seed: int) -> str:

@@ -34,7 +34,10 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
             result("vanilla"),
             result("pilaf", advantage=interval(0.1, -0.1, 0.3), label_saving=interval(0.25, None, 0.6)),
         ],
-        "curves": [{"sampler": sampler, "seed": seed} for sampler, seed in finals],
+        "curves": [
+            {"sampler": sampler, "seed": seed, "objectives": [0.0, objective]}
+            for (sampler, seed), objective in zip(finals, (-1.0, -1.0, 0.0, 1.0), strict=True)
+        ],
         "final": {
             f"{sampler}-seed{seed}": {"policy": answers(*figures), "reference": answers(0.5, 0.0, 0.1)}
             for (sampler, seed), figures in finals.items()
@@ -49,7 +52,7 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
     file.write_text(json.dumps(told))
     text = tables([file, tmp_path / "absent.json"])
     assert "### online" in text and "Not finished: pilaf-seed2." in text
-    course, final, labels, *branches = [line for line in text.splitlines() if line.startswith("| pilaf")]
+    course, final, labels, *branches, spread = [line for line in text.splitlines() if line.startswith("| pilaf")]
     assert cells(course)[:3] == ["pilaf", "1.000 [0.500, 1.500]", "2.000"]
     assert cells(course)[5:] == ["25 % [never, 60 %]", "480", "3840", "62"]
     # J: vanilla 1 − 0.5·4 = −1 and 2 − 0.5·6 = −1; pilaf 1.5 − 1.5 = 0 and 2.5 − 2.5 = 0: better by 1 at both seeds.
@@ -58,6 +61,9 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
     assert "| the reference | 0.500 | 0.000 | 0.500 | 0.100 | | |" in text
     assert [cell.split(" ")[0] for cell in cells(labels)] == ["pilaf", "1.500", "5.0", "0.150", "80"]
     assert [cells(line)[0] for line in branches] == ["pilaf, on_policy", "pilaf, interpolated"]
+    # In training, J of vanilla −1 and −1, of pilaf 0 and 1: differences 1 and 2 with mean 1.5 and deviation 0.707. Student's
+    # t·0.707/√n is below 1.5 from n = 4 on: 4.303·0.408 = 1.757 for 3 seeds, 3.182·0.354 = 1.125 for 4.
+    assert cells(spread) == ["pilaf", "0.71", "0.71", "4"] and "| vanilla | 0.00 | – | – |" in text
     assert cells(branches[1])[1].startswith("2.500 [") and "vanilla, on_policy" not in text
 
 
