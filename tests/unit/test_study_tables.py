@@ -61,8 +61,8 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
     assert "| the reference | 0.500 | 0.000 | 0.500 | 0.100 | | |" in text
     assert [cell.split(" ")[0] for cell in cells(labels)] == ["pilaf", "1.500", "5.0", "0.150", "80"]
     assert [cells(line)[0] for line in branches] == ["pilaf, on_policy", "pilaf, interpolated"]
-    # In training, J of vanilla −1 and −1, of pilaf 0 and 1: differences 1 and 2 with mean 1.5 and deviation 0.707. Student's
-    # t·0.707/√n is below 1.5 from n = 4 on: 4.303·0.408 = 1.757 for 3 seeds, 3.182·0.354 = 1.125 for 4.
+    # In training, J of vanilla −1 and −1, of pilaf 0 and 1: differences 1 and 2, mean 1.5, deviation 0.707.
+    # Student's t·0.707/√n is below 1.5 from n = 4 on: 4.303·0.408 = 1.757 for 3 seeds, 3.182·0.354 = 1.125 for 4.
     assert cells(spread) == ["pilaf", "0.71", "0.71", "4"] and "| vanilla | 0.00 | – | – |" in text
     assert cells(branches[1])[1].startswith("2.500 [") and "vanilla, on_policy" not in text
 
