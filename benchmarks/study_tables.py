@@ -86,19 +86,34 @@ def _labels(told: dict[str, Any]) -> str:
 
 
 def _spread(told: dict[str, Any]) -> str:
-    """How far seeds lie apart, and how many it would take to see what was seen."""
+    """How far seeds lie apart, differences paired by seed, and how many seeds it would take to see what was seen."""
     base = told["settings"]["baseline"]
-    final: dict[str, dict[int, float]] = {}
-    for curve in told["curves"]:
-        final.setdefault(curve["sampler"], {})[curve["seed"]] = curve["objectives"][-1]
-    rows = [f"| sampler | J's standard deviation over seeds | the same less {base}'s | seeds to tell that difference |"]
-    rows.append("|---|---:|---:|---:|")
-    for sampler, seeds in final.items():
-        cells = [_deviation(list(seeds.values()))]
-        differences = [value - final[base][seed] for seed, value in seeds.items() if seed in final.get(base, {})]
-        cells += ["–", "–"] if sampler == base else [_deviation(differences), _seeds_to_tell(differences)]
-        rows.append(f"| {sampler} | {' | '.join(cells)} |")
+    head = (
+        f"| paired by seed | R less {base}'s | KL less {base}'s | J's deviation over seeds | of J less {base}'s "
+        "| seeds to tell |"
+    )
+    rows = [head, "|---|---|---|---:|---:|---:|"]
+    for sampler in dict.fromkeys(curve["sampler"] for curve in told["curves"]):
+        deviation = _deviation(list(_ends(told, sampler, "objectives").values()))
+        if sampler == base:
+            rows.append(f"| {sampler} | – | – | {deviation} | – | – |")
+            continue
+        reward, kl, objective = (_paired(told, sampler, base, key) for key in ("rewards", "kls", "objectives"))
+        rows.append(
+            f"| {sampler} | {_interval(reward)} | {_interval(kl)} | {deviation} | {_deviation(objective)} "
+            f"| {_seeds_to_tell(objective)} |"
+        )
     return "\n".join(rows)
+
+
+def _ends(told: dict[str, Any], sampler: str, key: str) -> dict[int, float]:
+    """The last value of each seed's curve."""
+    return {curve["seed"]: curve[key][-1] for curve in told["curves"] if curve["sampler"] == sampler}
+
+
+def _paired(told: dict[str, Any], sampler: str, base: str, key: str) -> list[float]:
+    against = _ends(told, base, key)
+    return [value - against[seed] for seed, value in _ends(told, sampler, key).items() if seed in against]
 
 
 def _deviation(values: Sequence[float]) -> str:

@@ -35,8 +35,14 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
             result("pilaf", advantage=interval(0.1, -0.1, 0.3), label_saving=interval(0.25, None, 0.6)),
         ],
         "curves": [
-            {"sampler": sampler, "seed": seed, "objectives": [0.0, objective]}
-            for (sampler, seed), objective in zip(finals, (-1.0, -1.0, 0.0, 1.0), strict=True)
+            {
+                "sampler": sampler,
+                "seed": seed,
+                "rewards": [0.0, reward],
+                "kls": [0.0, 2 * (reward - objective)],
+                "objectives": [0.0, objective],
+            }
+            for ((sampler, seed), (reward, _, _)), objective in zip(finals.items(), (-1.0, -1.0, 0.0, 1.0), strict=True)
         ],
         "final": {
             f"{sampler}-seed{seed}": {"policy": answers(*figures), "reference": answers(0.5, 0.0, 0.1)}
@@ -63,7 +69,9 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
     assert [cells(line)[0] for line in branches] == ["pilaf, on_policy", "pilaf, interpolated"]
     # In training, J of vanilla −1 and −1, of pilaf 0 and 1: differences 1 and 2, mean 1.5, deviation 0.707.
     # Student's t·0.707/√n is below 1.5 from n = 4 on: 4.303·0.408 = 1.757 for 3 seeds, 3.182·0.354 = 1.125 for 4.
-    assert cells(spread) == ["pilaf", "0.71", "0.71", "4"] and "| vanilla | 0.00 | – | – |" in text
+    # R 1, 2 and 1.5, 2.5; KL 4, 6 and 3, 3: R is ½ more at both seeds, KL 1 and 3 less.
+    assert [cell.split(" ")[0] for cell in cells(spread)] == ["pilaf", "0.500", "-2.000", "0.71", "0.71", "4"]
+    assert "| vanilla | – | – | 0.00 | – | – |" in text
     assert cells(branches[1])[1].startswith("2.500 [") and "vanilla, on_policy" not in text
 
 
