@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.chaos_journal import commit
 from benchmarks.machine import machine
-from benchmarks.study_pairs import run_pairs
+from benchmarks.study_pairs import run_pairs, run_z
 from benchmarks.study_tables import tables
 from pilaf_ray.comparison_run import PlannedRun, execute_run, run_comparison
 from pilaf_ray.errors import PilafError
@@ -157,6 +157,7 @@ class Study:
             "pairs": {
                 run.name: {branch: asdict(figures) for branch, figures in run_pairs(run).items()} for run in runs
             },
+            "z": {run.name: run_z(run) for run in runs},
             "wall_seconds": {
                 run.name: json.loads((run / "report/summary.json").read_text())["wall_seconds"] for run in runs
             },

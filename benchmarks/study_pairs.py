@@ -4,6 +4,7 @@ A label is drawn with P(a ≻ b) = σ(Δ), Δ = r*(a) − r*(b). It tells 1 − 
 bits of the sign of Δ: none of a tie, 0.47 at Δ = 2. A sampler that finds pairs further apart buys more with a label.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pilaf_ray.store.reading import LedgerReader
 from pilaf_ray.types import LabeledPair
 
 EVERY_PAIR = 1_000_000
+Z_NAMES = ("plus", "minus", "product")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,13 @@ def run_pairs(run: Path) -> dict[str, PairFigures]:
         return pair_figures(reader.trained_sample(EVERY_PAIR))
     finally:
         reader.close()
+
+
+def run_z(run: Path) -> dict[str, float]:
+    """Means over steps of Z⁺, Z⁻ and Z⁺Z⁻ as the run in folder ``run`` estimated them; empty where it mixed nothing."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {name: [line[f"z/{name}"] for line in lines if line[f"z/{name}"] is not None] for name in Z_NAMES}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def _figures(seen: np.ndarray) -> PairFigures:

@@ -70,18 +70,21 @@ def _final(told: dict[str, Any]) -> str:
 def _labels(told: dict[str, Any]) -> str:
     """What the pairs of each branch were worth; means over seeds."""
     rows = [
-        "| pairs asked about | \\|Δr*\\| | ties | bits a label | labels for the better |",
-        "|---|---|---:|---|---:|",
+        "| pairs asked about | \\|Δr*\\| | ties | bits a label | labels for the better | Z⁺Z⁻ |",
+        "|---|---|---:|---|---:|---|",
     ]
     for sampler in dict.fromkeys(curve["sampler"] for curve in told["curves"]):
-        runs = [told["pairs"][run_name(c["sampler"], c["seed"])] for c in told["curves"] if c["sampler"] == sampler]
+        names = [run_name(c["sampler"], c["seed"]) for c in told["curves"] if c["sampler"] == sampler]
+        runs = [told["pairs"][name] for name in names]
+        products = [told["z"][name]["product"] for name in names if told["z"][name]]
         branches = [branch for branch in runs[0] if branch != "all"]
         for branch in ["all", *(branches if len(branches) > 1 else [])]:
             found = [run[branch] for run in runs if branch in run]
             gap, bits = (_interval([figures[key] for figures in found]) for key in ("gap", "bits"))
             ties, better = (float(np.mean([figures[key] for figures in found])) for key in ("ties", "agreement"))
             name = sampler if branch == "all" else f"{sampler}, {branch}"
-            rows.append(f"| {name} | {gap} | {100 * ties:.1f} % | {bits} | {100 * better:.0f} % |")
+            z = _interval(products) if branch == "all" else "–"
+            rows.append(f"| {name} | {gap} | {100 * ties:.1f} % | {bits} | {100 * better:.0f} % | {z} |")
     return "\n".join(rows)
 
 

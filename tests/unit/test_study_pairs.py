@@ -1,11 +1,13 @@
 """What labels could say: by hand."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from benchmarks.study_pairs import pair_figures
+from benchmarks.study_pairs import pair_figures, run_z
 from pilaf_ray.types import LabeledPair
 
 
@@ -34,3 +36,12 @@ def test_gaps_ties_and_bits() -> None:
     assert (own.gap, own.ties, own.bits) == pytest.approx((0.549306, 0.5, 0.094361), abs=1e-6)
     assert (own.agreement, found["interpolated"].agreement, found["all"].agreement) == (1.0, 0.0, 0.5)
     assert found["interpolated"].bits == pytest.approx(0.188722, abs=1e-6)
+
+
+def test_z_is_the_mean_of_the_steps_that_mixed(tmp_path: Path) -> None:
+    steps = [(1.2, 0.8, 1.0), (None, None, None), (1.4, 0.9, 1.1)]
+    lines = [{"z/plus": plus, "z/minus": minus, "z/product": product} for plus, minus, product in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_z(tmp_path) == pytest.approx({"plus": 1.3, "minus": 0.85, "product": 1.05})
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[1]) + "\n")
+    assert run_z(tmp_path) == {}

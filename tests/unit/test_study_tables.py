@@ -48,6 +48,12 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
             f"{sampler}-seed{seed}": {"policy": answers(*figures), "reference": answers(0.5, 0.0, 0.1)}
             for (sampler, seed), figures in finals.items()
         },
+        "z": {
+            f"{sampler}-seed{seed}": {"plus": 1.2, "minus": 0.9, "product": 1.1 + 0.1 * seed}
+            if sampler == "pilaf"
+            else {}
+            for sampler, seed in finals
+        },
         "pairs": {
             f"{sampler}-seed{seed}": {"all": worth(1.0 + seed), "on_policy": worth(1.0)} | also
             for sampler, seed in finals
@@ -65,7 +71,11 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
     means = [cell.split(" ")[0] for cell in cells(final)]
     assert means == ["pilaf", "2.000", "4.000", "0.000", "0.400", "1.000", "0.100"]
     assert "| the reference | 0.500 | 0.000 | 0.500 | 0.100 | | |" in text
-    assert [cell.split(" ")[0] for cell in cells(labels)] == ["pilaf", "1.500", "5.0", "0.150", "80"]
+    assert [cell.split(" ")[0] for cell in cells(labels)] == ["pilaf", "1.500", "5.0", "0.150", "80", "1.150"]
+    assert (
+        "| vanilla | 1.500" in text
+        and cells(next(line for line in text.splitlines() if "| vanilla | 1.500" in line))[-1] == "–"
+    )
     assert [cells(line)[0] for line in branches] == ["pilaf, on_policy", "pilaf, interpolated"]
     # In training, J of vanilla −1 and −1, of pilaf 0 and 1: differences 1 and 2, mean 1.5, deviation 0.707.
     # Student's t·0.707/√n is below 1.5 from n = 4 on: 4.303·0.408 = 1.757 for 3 seeds, 3.182·0.354 = 1.125 for 4.
