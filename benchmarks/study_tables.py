@@ -76,7 +76,7 @@ def _labels(told: dict[str, Any]) -> str:
     for sampler in dict.fromkeys(curve["sampler"] for curve in told["curves"]):
         names = [run_name(c["sampler"], c["seed"]) for c in told["curves"] if c["sampler"] == sampler]
         runs = [told["pairs"][name] for name in names]
-        products = [told["z"][name]["product"] for name in names if told["z"][name]]
+        products = [told["z"][name]["product"] for name in names if "product" in told["z"][name]]
         branches = [branch for branch in runs[0] if branch != "all"]
         for branch in ["all", *(branches if len(branches) > 1 else [])]:
             found = [run[branch] for run in runs if branch in run]
