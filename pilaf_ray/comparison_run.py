@@ -75,7 +75,7 @@ def run_comparison(
         execute: starts or continues a run and returns when it has ended; a process of its own when left out.
 
     Raises:
-        ConfigError: a sampler, a seed or the budget is not understood.
+        ConfigError: a sampler, a seed or the budget is not understood, or a run in ``output`` was given another budget.
         RunFolderError: a run has failed; what is finished is reported all the same.
     """
     console = console or Console()
@@ -83,6 +83,9 @@ def run_comparison(
     baseline = baseline or ("vanilla" if "vanilla" in samplers else samplers[0])
     if baseline not in samplers:
         raise ConfigError(f"--baseline: '{baseline}' is none of the samplers: {', '.join(samplers)}")
+    for run in runs:
+        if run.is_finished:
+            _require_budget(run)
     if warm_start:
         first = _warm_start(runs[0].config, labels=warm_start)
         _finish(first, execute or execute_run, console)
@@ -171,6 +174,18 @@ def _finish(run: PlannedRun, execute: Callable[[PlannedRun], None], console: Con
     execute(run)
     if not run.is_finished:
         raise RunFolderError(f"{name} was stopped: run the same command again, which goes on from here")
+
+
+def _require_budget(run: PlannedRun) -> None:
+    """Raise ConfigError where a finished run had another budget than the one that its results would be shown under."""
+    had = json.loads((run.folder / "config.json").read_text())["run"]
+    wanted = run.config.run.model_dump(mode="json")
+    for key in BUDGETS.values():
+        if had[key] != wanted[key]:
+            raise ConfigError(
+                f"{run.folder} was finished with run.{key}={had[key]}, not {wanted[key]}: "
+                "give the budget that it had, or another folder"
+            )
 
 
 def execute_run(run: PlannedRun) -> None:

@@ -270,11 +270,12 @@ def test_a_comparison_goes_on_where_it_stopped_and_reports_what_it_has(tmp_path:
         if len(started) == 3:
             raise RunFolderError("the third run failed")
         write_run(run.folder, lambda k: 0.1 * k, forwards=20.0, seed=run.seed)
+        (run.folder / "config.json").write_text(run.config.model_dump_json())
         (run.folder / "checkpoints" / "step-000008").mkdir(parents=True)
 
-    def again() -> Path:
+    def again(budget: str = "labels=64") -> Path:
         return run_comparison(
-            QUICKSTART, samplers=["vanilla", "pilaf"], seeds=[0, 1], budget="labels=64", output=tmp_path,
+            QUICKSTART, samplers=["vanilla", "pilaf"], seeds=[0, 1], budget=budget, output=tmp_path,
             warm_start=32, execute=execute,
         )  # fmt: skip
 
@@ -290,6 +291,12 @@ def test_a_comparison_goes_on_where_it_stopped_and_reports_what_it_has(tmp_path:
     numbers = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["sampler"] for row in numbers["results"]] == ["vanilla", "pilaf"]
     assert numbers["curves"][0]["labels"] == [0, 20, 40, 60, 80]
+    # What is finished is shown under no budget that it did not have.
+    with pytest.raises(
+        ConfigError, match=r"vanilla-seed0 was finished with run\.max_labels=64, not 128: give the budget"
+    ):
+        again("labels=128")
+    assert json.loads((tmp_path / "comparison.json").read_text()) == numbers and len(started) == 6
 
 
 def test_the_same_seed_gives_every_sampler_the_same_label_draws() -> None:
