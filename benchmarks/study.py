@@ -1,9 +1,10 @@
 """The study of docs/results.md: ``python -m benchmarks.study``; the same command goes on where it was stopped.
 
-Each setting is a comparison (as ``pilaf-ray compare`` makes it): four samplers, three seeds, one start, one budget of
-labels. Policies that are done are judged on prompts of the untouched split, by the reward that they were trained on and
-by a neural reward that nothing was trained on, and their checkpoints are removed. What comes out is written to
-``docs/results/study/SETTING.json``; ``--tables`` prints it as the tables of docs/results.md.
+Each setting is a comparison (as ``pilaf-ray compare`` makes it): four samplers, some seeds, one start, one budget of
+labels. Those whose names begin with ``small-`` train a policy that ``python -m benchmarks.study_policy`` makes, the others the
+packaged model. Policies that are done are judged on prompts of the untouched split, by the reward that they were
+trained on and by a neural reward that nothing was trained on, and their checkpoints are removed. What comes out is
+written to ``docs/results/study/SETTING.json``; ``--tables`` prints it as the tables of docs/results.md.
 """
 
 import json
@@ -29,7 +30,7 @@ from pilaf_ray.errors import PilafError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results/study"
 SAMPLERS = ("vanilla", "hybrid", "best_of_n", "pilaf")
-SEEDS = (0, 1, 2)
+PACKAGED, SMALL = ROOT / "configs/study.yaml", ROOT / "configs/study-small.yaml"
 FINAL_SPLIT = "builtin:reviews/final"
 REFERENCE = "reference"
 
@@ -40,18 +41,23 @@ class Setting:
 
     name: str
     labels: int
+    config: Path = PACKAGED
+    """What all runs share."""
+    seeds: tuple[int, ...] = (0, 1, 2)
     overrides: tuple[str, ...] = ()
     warm_start: int = 0
     """Labels of a vanilla run from which all runs start."""
     prepared: tuple[str, ...] = ()
     """Overrides of the run whose policy they start from instead."""
+    starts_with: str = ""
+    """The setting whose warm start they share."""
 
 
 SETTINGS = (
     # Away from the reference: all start where a vanilla run has come to.
     Setting(name="online", labels=240, warm_start=80),
     # π⁺ and π⁻ as far from π as β says: five times as far.
-    Setting(name="online-beta-0.5", labels=240, warm_start=80, overrides=("algorithm.beta=0.5",)),
+    Setting(name="online-beta-0.5", labels=240, starts_with="online", overrides=("algorithm.beta=0.5",)),
     # An over-fitted start: many passes over few pairs.
     Setting(
         name="overfitted",
@@ -65,8 +71,34 @@ SETTINGS = (
     Setting(
         name="iterative",
         labels=240,
-        warm_start=80,
+        starts_with="online",
         overrides=("schedule={type: iterative, rounds: 3, pairs_per_round: 80, epochs: 2}",),
+    ),
+    # The same four with a small policy, and more labels.
+    Setting(name="small-online", labels=800, config=SMALL, warm_start=320),
+    Setting(
+        name="small-online-beta-0.5",
+        labels=800,
+        config=SMALL,
+        starts_with="small-online",
+        overrides=("algorithm.beta=0.5",),
+    ),
+    Setting(
+        name="small-overfitted",
+        labels=800,
+        config=SMALL,
+        prepared=(
+            "schedule={type: iterative, rounds: 1, pairs_per_round: 32, epochs: 10}",
+            "sampler={type: vanilla}",
+            "evaluation.every_steps=0",
+        ),
+    ),
+    Setting(
+        name="small-iterative",
+        labels=384,
+        config=SMALL,
+        starts_with="small-online",
+        overrides=("schedule={type: iterative, rounds: 4, pairs_per_round: 96, epochs: 2}",),
     ),
 )
 
@@ -82,14 +114,13 @@ class Study:
     """
 
     def __init__(
-        self, setting: Setting, *, config: Path, folder: Path, results: Path, samplers: Sequence[str],
-        seeds: Sequence[int], deadline: float, labels: int | None, samples: int, overrides: Sequence[str],
-        console: Console,
+        self, setting: Setting, *, folder: Path, results: Path, samplers: Sequence[str], seeds: Sequence[int],
+        deadline: float, labels: int | None, samples: int, overrides: Sequence[str], console: Console,
     ) -> None:  # fmt: skip
-        self._setting, self._config, self._console = setting, config, console
+        self._setting, self._config, self._console = setting, setting.config, console
         self._labels, self._samples = labels or setting.labels, samples
         self._folder, self._file = folder.resolve() / setting.name, results / f"{setting.name}.json"
-        self._samplers, self._seeds, self._deadline = samplers, seeds, deadline
+        self._samplers, self._seeds, self._deadline = samplers, seeds or setting.seeds, deadline
         self._overrides = [*setting.overrides, *overrides]
 
     def run(self) -> None:
@@ -111,15 +142,19 @@ class Study:
 
     def _start(self) -> list[str]:
         """Where all runs begin, as an override."""
-        if not self._setting.prepared:
-            return []
         run = self._folder / "prepared"
-        if not (run / "report/summary.json").is_file():
+        if shared := self._setting.starts_with:
+            run = self._folder.parent / shared / "runs/warm-start"
+        elif not self._setting.prepared:
+            return []
+        elif not (run / "report/summary.json").is_file():
             self._console.print("prepared start: running", highlight=False)
             words = [*self._overrides, *self._setting.prepared, f"run.folder={self._folder}", "run.name=prepared"]
             _pilaf_ray("train", str(self._config), *words, "--restartable")
-        (newest,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
-        return [f"model.init_from={newest}"]
+        steps = sorted((run / "checkpoints").glob("step-*"))
+        if not steps:
+            raise PilafError(f"it starts where the runs of {shared} do, which is not there: run {shared} first")
+        return [f"model.init_from={steps[-1]}"]
 
     def _execute(self, run: PlannedRun) -> None:
         """One run; before it, the judging of what has come together."""
@@ -164,6 +199,7 @@ class Study:
             "overrides": self._overrides,
             "prepared": self._setting.prepared,
             "warm_start_labels": self._setting.warm_start,
+            "starts_with": self._setting.starts_with,
             "commit": commit(),
             "machine": machine(),
         }
@@ -215,11 +251,10 @@ def main(
         list[str] | None, typer.Argument(help="Names; all when left out. key=value goes to runs.")
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.0, help="Begin no run after so long.")] = 24 * 60.0,
-    config: Annotated[Path, typer.Option(help="What all runs share.")] = ROOT / "configs/study.yaml",
     folder: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/study"),
     results: Annotated[Path, typer.Option(help="Where the JSON files go.")] = RESULTS,
     samplers: Annotated[str, typer.Option(help="Samplers.")] = ",".join(SAMPLERS),
-    seeds: Annotated[str, typer.Option(help="Seeds.")] = ",".join(map(str, SEEDS)),
+    seeds: Annotated[str, typer.Option(help="Seeds; the setting's when left out.")] = "",
     labels: Annotated[int | None, typer.Option(min=1, help="Labels of each run; the setting's when left out.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="To each prompt of the untouched split; 0: judge later.")] = 2,
     only_tables: Annotated[bool, typer.Option("--tables", help="Print what is there; run nothing.")] = False,
@@ -238,8 +273,9 @@ def main(
         if setting.name in names and not only_tables:
             try:
                 Study(
-                    setting, config=config, folder=folder, results=results, samplers=samplers.split(","),
-                    seeds=[int(seed) for seed in seeds.split(",")], deadline=deadline, labels=labels, samples=samples,
+                    setting, folder=folder, results=results, samplers=samplers.split(","),
+                    seeds=[int(seed) for seed in seeds.split(",") if seed], deadline=deadline, labels=labels,
+                    samples=samples,
                     overrides=[word for word in words or [] if "=" in word], console=console,
                 ).run()  # fmt: skip
             except PilafError as error:

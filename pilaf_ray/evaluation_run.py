@@ -19,6 +19,7 @@ from pilaf_ray.actors.cluster import ray_cluster
 from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.actors.handles import OraclePool, ReferencePool
 from pilaf_ray.actors.launch import RoleLauncher, RoleResources
+from pilaf_ray.actors.saved_policies import SavedPolicies
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.config.oracle import (
     ArgmaxRuleConfig,
@@ -155,7 +156,7 @@ def _judge_cost(answers: Path) -> dict[str, float] | None:
 
 
 class _EvaluationJob:
-    """Starts reference and oracles once, and one generator a checkpoint."""
+    """Starts reference and oracles once, and generators once for all checkpoints."""
 
     def __init__(
         self,
@@ -182,9 +183,10 @@ class _EvaluationJob:
             self._reference(), self._scorer(self._config.scoring_oracle), self._start_judge()
         )
         results: dict[str, EvaluationResult] = {}
+        saved = SavedPolicies(self._generators, deadline_seconds=self._config.weights.deadline_seconds)
         for policy in policies:
             self._console.print(f"evaluating {policy.name}", markup=False, highlight=False)
-            generators = await self._generators(policy)
+            generators = await saved.serve(policy.model)
             evaluator = Evaluator(
                 prompts=self._inputs.evaluation.prompts,
                 generator=generators,
@@ -197,7 +199,7 @@ class _EvaluationJob:
             results[policy.name] = await evaluator.evaluate(policy.step)
             if REFERENCE not in results:
                 results[REFERENCE] = await evaluator.evaluate(0, coefficient=-1.0)
-            await generators.stop()
+        await saved.stop()
         beta = self._config.algorithm.beta
         win_rates = await self._win_rates(judge, results)
         return Evaluation(
@@ -216,13 +218,14 @@ class _EvaluationJob:
             },
         )
 
-    async def _generators(self, policy: PolicyFolder) -> GeneratorPool:
+    async def _generators(self, policy: Path) -> GeneratorPool:
         model = self._config.model.model_copy(
-            update={"policy": str(policy.model), "reference": self._config.model.reference_path}
+            update={"policy": str(policy), "reference": self._config.model.reference_path}
         )
         config, asked = self._config.model_copy(update={"model": model}), self._config.resources.generator
         return await self._launcher.generators(
-            build.generator_arguments(config, self._inputs),
+            # Whole policies are served, where an engine of one base would take adapters only.
+            build.generator_arguments(config, self._inputs) | {"shares_base": False},
             replicas=config.generation.replicas,
             resources=RoleResources(num_cpus=asked.cpus, num_gpus=asked.gpus, threads=config.generation.cpu_threads),
         )

@@ -13,6 +13,7 @@ add ``--reference-seed N`` for ``FOLDER/reference`` with other weights, and ``--
 import argparse
 import logging
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,8 @@ def make_tiny_reward_model(base: Path | str, folder: Path | str, *, seed: int = 
     return Path(folder)
 
 
-def make_tiny_tokenizer(*, vocab: int = 512) -> "PreTrainedTokenizerFast":
-    """Train a byte-level BPE of exactly ``vocab`` tokens on a few lines of English.
+def make_tiny_tokenizer(*, vocab: int = 512, corpus: Iterable[str] = CORPUS) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE of exactly ``vocab`` tokens on ``corpus``, a few lines of English when left out.
 
     Deterministic. Specials: ``<|pad|>`` (pad), ``<|im_start|>``, ``<|im_end|>`` (eos).
 
@@ -146,7 +147,7 @@ def make_tiny_tokenizer(*, vocab: int = 512) -> "PreTrainedTokenizerFast":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(corpus, trainer)
     if backend.get_vocab_size() != vocab:
         raise ConfigError(f"vocab={vocab} is too large: the corpus gives {backend.get_vocab_size()} tokens")
     make: Any = PreTrainedTokenizerFast  # untyped upstream

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRANSPORTS = ("filesystem", "shared_memory", "gloo", "nccl")
+"""What a learner publishes by."""
+MODEL_FOLDER = "model_folder"
+"""What :mod:`pilaf_ray.engines.saved_policy` hands out: a Hugging Face folder that is there already."""
 SAMPLES_PER_TENSOR = 256
 
 
@@ -22,7 +25,7 @@ class WeightUpdate:
     version: int
     transport: str
     location: str
-    """A folder (filesystem), ``machine:path`` of a table (shared_memory), or ``host:port`` (gloo and nccl)."""
+    """A folder (filesystem, model_folder), ``machine:path`` of a table (shared_memory), ``host:port`` (gloo, nccl)."""
     num_tensors: int
     num_bytes: int
     sample_checksum: str

@@ -28,10 +28,11 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from pilaf_ray.engines.adapted_model import AdaptedForCausalLM
 from pilaf_ray.engines.interpolated_model import InterpolatedForCausalLM
 from pilaf_ray.engines.lora import merge_stream
+from pilaf_ray.engines.saved_policy import read_model
 from pilaf_ray.engines.shared_weights import read_shared
 from pilaf_ray.engines.weight_files import read_folder
 from pilaf_ray.engines.weight_peers import fetch
-from pilaf_ray.engines.weight_tickets import SampleChecksum
+from pilaf_ray.engines.weight_tickets import MODEL_FOLDER, SampleChecksum
 from pilaf_ray.errors import WeightSyncError
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def fetch_weights(ticket: TicketInfo) -> NamedTensors:
         return read_folder(ticket.location)
     if ticket.transport == "shared_memory":
         return read_shared(ticket.location)
+    if ticket.transport == MODEL_FOLDER:
+        return read_model(ticket.location)
     try:
         return fetch(ticket.transport, ticket.location, timeout=timedelta(seconds=ticket.timeout_seconds))
     except RuntimeError as error:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pilaf_ray.engines.weight_tickets import TRANSPORTS, WeightUpdate
+from pilaf_ray.engines.weight_tickets import MODEL_FOLDER, TRANSPORTS, WeightUpdate
 from pilaf_ray.errors import WeightSyncError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+RECEIVED = (*TRANSPORTS, MODEL_FOLDER)
 FETCH_SHARE = 0.8
 """Part of an update's deadline that the fetch may take, so that it fails before the whole."""
 ON_DEVICE = ("nccl",)
@@ -52,10 +53,10 @@ class WeightUpdater:
         Raises:
             WeightSyncError: it took longer than ``deadline_seconds`` or failed; names the phase.
         """
-        if update.transport not in TRANSPORTS:
+        if update.transport not in RECEIVED:
             raise WeightSyncError(
                 f"weights version {update.version} were published by {update.transport!r}, "
-                f"but this generator reads {', '.join(TRANSPORTS)} only"
+                f"but this generator reads {', '.join(RECEIVED)} only"
             )
         async with self.updating:
             progress = _Progress()

@@ -1,6 +1,7 @@
 """`pilaf-ray evaluate` on tiny random models, beside an independent computation."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from stub_judge import TEMPLATE, preference, stub_judge
 
-from pilaf_ray import build
+from pilaf_ray import build, evaluation_run
+from pilaf_ray.actors.generators import GeneratorPool
 from pilaf_ray.config.loader import load_config
 from pilaf_ray.data.tiny_models import make_tiny_gpt2, make_tiny_llama, make_tiny_reward_model
 from pilaf_ray.errors import ConfigError, ModelError, PromptError
@@ -147,6 +149,31 @@ def test_the_same_seed_gives_the_same_responses_and_estimates(found: Evaluation,
         assert sampled(found.results[name]) == sampled(judged.results[name])
         for field in ("kl", "kl_low_variance", "length", "distinct_1", "distinct_2"):
             assert getattr(found.policies[name], field) == getattr(judged.policies[name], field)
+
+
+def test_policies_share_an_engine_and_give_what_each_gives_alone(
+    found: Evaluation, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The third ends its responses with other tokens: the engine of the first two cannot serve it."""
+    policies = [make_tiny_llama(tmp_path / "first", seed=2), models[0], make_tiny_llama(tmp_path / "ends", seed=2)]
+    ends = json.loads((policies[2] / "config.json").read_text()) | {"eos_token_id": 5}
+    (policies[2] / "config.json").write_text(json.dumps(ends))
+    starts: list[Path] = []
+    generators = evaluation_run._EvaluationJob._generators
+
+    def counted(job: evaluation_run._EvaluationJob, policy: Path) -> Coroutine[Any, Any, GeneratorPool]:
+        starts.append(policy)
+        return generators(job, policy)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_run._EvaluationJob, "_generators", counted)
+        together = evaluate(policies, config=TINY, overrides=overrides(models), prompts=PROMPTS)
+    assert starts == [policies[0], policies[2]]
+    ours, alone = together.results["policy"], found.results["policy"]
+    assert (ours.token_ids, ours.responses, ours.rewards) == (alone.token_ids, alone.responses, alone.rewards)
+    assert ours.kls == pytest.approx(alone.kls, abs=1e-4)
+    assert together.results[REFERENCE].token_ids == found.results[REFERENCE].token_ids
+    assert together.results["first"].token_ids != ours.token_ids
 
 
 def test_bad_input_is_one_clear_line_before_anything_starts(models: tuple[Path, Path], tmp_path: Path) -> None:

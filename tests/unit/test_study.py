@@ -50,7 +50,7 @@ def test_policies_are_judged_once_a_seed_and_before_the_time_is_up(
     monkeypatch.setattr(study, "time", clock)
     (setting,) = [setting for setting in study.SETTINGS if setting.name == "online"]
     trial = study.Study(
-        setting, config=tmp_path, folder=tmp_path, results=tmp_path, samplers=("vanilla", "pilaf"), seeds=(0, 1),
+        setting, folder=tmp_path, results=tmp_path, samplers=("vanilla", "pilaf"), seeds=(0, 1),
         deadline=60.0, labels=None, samples=2, overrides=(), console=Console(),
     )  # fmt: skip
     names = [f"{sampler}-seed{seed}" for seed in (0, 1) for sampler in ("vanilla", "pilaf")]
@@ -68,3 +68,17 @@ def test_policies_are_judged_once_a_seed_and_before_the_time_is_up(
     trial._execute(cast(PlannedRun, runs[3]))
     trial._judge()
     assert len(judged) == 2 and (tmp_path / "online/runs/pilaf-seed1/checkpoints").exists()
+
+
+def test_a_setting_may_start_where_another_does(tmp_path: Path) -> None:
+    (setting,) = [setting for setting in study.SETTINGS if setting.name == "iterative"]
+    trial = study.Study(
+        setting, folder=tmp_path, results=tmp_path, samplers=("vanilla",), seeds=(0,), deadline=0.0,
+        labels=None, samples=0, overrides=(), console=Console(),
+    )  # fmt: skip
+    with pytest.raises(PilafError, match="run online first"):
+        trial.run()
+    checkpoints = tmp_path / "online/runs/warm-start/checkpoints"
+    for step in ("step-000008", "step-000010"):
+        (checkpoints / step).mkdir(parents=True)
+    assert trial._start() == [f"model.init_from={checkpoints / 'step-000010'}"]
