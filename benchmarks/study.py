@@ -1,10 +1,10 @@
 """The study of docs/results.md: ``python -m benchmarks.study``; the same command goes on where it was stopped.
 
 Each setting is a comparison (as ``pilaf-ray compare`` makes it): four samplers, some seeds, one start, one budget of
-labels. Those whose names begin with ``small-`` train a policy that ``python -m benchmarks.study_policy`` makes, the others the
-packaged model. Policies that are done are judged on prompts of the untouched split, by the reward that they were
-trained on and by a neural reward that nothing was trained on, and their checkpoints are removed. What comes out is
-written to ``docs/results/study/SETTING.json``; ``--tables`` prints it as the tables of docs/results.md.
+labels. Those whose names begin with ``small-`` train a policy that ``python -m benchmarks.study_policy`` makes, the
+others the packaged model. Policies that are done are judged on prompts of the untouched split, by the reward that
+they were trained on and by a neural reward that nothing was trained on, and their checkpoints are removed. What comes
+out is written to ``docs/results/study/SETTING.json``; ``--tables`` prints it as the tables of docs/results.md.
 """
 
 import json

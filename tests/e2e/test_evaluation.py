@@ -172,7 +172,6 @@ def test_policies_share_an_engine_and_give_what_each_gives_alone(
     ours, alone = together.results["policy"], found.results["policy"]
     assert (ours.token_ids, ours.responses, ours.rewards) == (alone.token_ids, alone.responses, alone.rewards)
     assert ours.kls == pytest.approx(alone.kls, abs=1e-4)
-    assert together.results[REFERENCE].token_ids == found.results[REFERENCE].token_ids
     assert together.results["first"].token_ids != ours.token_ids
 
 
