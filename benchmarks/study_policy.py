@@ -133,7 +133,7 @@ def teach(
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")] = ROOT / ".cache/models/reviews-2m",
     config: Annotated[Path, typer.Option(help="Names the teacher and the prompts.")] = ROOT / "configs/study.yaml",
-    prompts: Annotated[int, typer.Option(min=1, help="Of the training split.")] = 1000,
+    prompts: Annotated[int, typer.Option(min=1, help="Of the training split.")] = 640,
     answers: Annotated[int, typer.Option(min=1, help="To each prompt.")] = 8,
     epochs: Annotated[int, typer.Option(min=1)] = 6,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
