@@ -1,8 +1,8 @@
 """A small policy for the study, taught by the packaged model: ``python -m benchmarks.study_policy FOLDER``.
 
 The packaged model answers prompts of the training split; a Llama of 1.7 million parameters with a vocabulary of its own
-learns those answers. A run of it takes a minute where one of the packaged model takes six, so that there can be more
-labels and more seeds. Answers are kept in ``FOLDER/answers.json`` and sampled once.
+learns those answers. A run of it takes a minute and a half where one of the packaged model takes five, so that there
+can be more labels and more seeds. Answers are kept in ``FOLDER/answers.json`` and sampled once.
 """
 
 import asyncio

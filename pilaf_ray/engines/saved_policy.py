@@ -19,7 +19,7 @@ def can_take_over(serving: Path, wanted: Path) -> bool:
     """Whether an engine that was started with ``serving`` can be given the weights of ``wanted``.
 
     Both are of one network, as :func:`pilaf_ray.engines.generator_checks.check_models` sees to. ``wanted`` must end
-    its responses with the same tokens, and have plain safetensors.
+    its responses with the same tokens, and have its weights in safetensors.
     """
     same_ends = all(_json(serving / file).get(key) == _json(wanted / file).get(key) for file, key in ENDS)
     return same_ends and "quantization_config" not in _json(wanted / "config.json") and bool(_files(wanted))
@@ -59,7 +59,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    """What transformers would load; a folder may hold the same weights in other layouts, or adapters, beside it."""
+    indexed: dict[str, str] = _json(folder / "model.safetensors.index.json").get("weight_map", {})
+    names = sorted(set(indexed.values())) or ["model.safetensors"]
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _json(file: Path) -> dict[str, Any]:

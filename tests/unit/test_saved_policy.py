@@ -42,6 +42,11 @@ def test_what_is_read_is_what_the_ticket_names(folder: Path, tmp_path: Path) -> 
     names = sorted(stored)
     save_file({name: stored[name] for name in names[1::2]}, halves / "model-00001-of-00002.safetensors")
     save_file({name: stored[name] for name in names[::2]}, halves / "model-00002-of-00002.safetensors")
+    parts = sorted(file.name for file in halves.glob("*.safetensors"))
+    index = {"weight_map": {name: parts[place % 2 == 0] for place, name in enumerate(names)}}
+    (halves / "model.safetensors.index.json").write_text(json.dumps(index))
+    # The same weights once more, in another layout, as some publishers add them.
+    save_file(stored, halves / "consolidated.safetensors")
     both = saved_policy(halves, version=3)
     assert (both.num_tensors, both.num_bytes) == (ticket.num_tensors, ticket.num_bytes)
     checksum = SampleChecksum()
